@@ -1,0 +1,73 @@
+"""Generator matching in PyTorch: diffusion, flow matching, jumps and discrete models as one Markov generator.
+
+``import genmatch as gm`` imports nothing but this file: names are loaded when they are first used, so the import
+costs what ``import torch`` costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0.dev0"
+
+_MODULES = (
+    "couplings",
+    "data",
+    "diffusivity",
+    "divergences",
+    "grids",
+    "metrics",
+    "nn",
+    "paths",
+    "predict",
+    "schedules",
+    "solvers",
+    "spaces",
+    "times",
+    "training",
+    "viz",
+    "weights",
+    "worlds",
+)
+_NAMES = {
+    "Draws": "random",
+    "Triplet": "triplet",
+    "Rates": "triplet",
+    "Schedule": "schedules",
+    "Space": "spaces",
+    "Path": "paths",
+    "GaussianPath": "paths",
+    "MixturePath": "paths",
+    "Coupling": "couplings",
+    "Predictor": "predict",
+    "Generator": "generators",
+    "Superposition": "generators",
+    "Flow": "generators",
+    "Langevin": "generators",
+    "Diffusion": "generators",
+    "CTMC": "generators",
+    "Solver": "solvers",
+    "matching_loss": "losses",
+    "sample": "sampling",
+}
+__all__ = ["__version__", *_MODULES, *_NAMES]
+
+if TYPE_CHECKING:
+    from . import (
+        couplings as couplings,
+    )
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'genmatch' has no attribute {name!r}; its names are {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,272 @@
+r"""Generators and their sums.
+
+If :math:`L` and :math:`L'` carry one path at speeds :math:`v` and :math:`v'`,
+:math:`\langle p_t, L_t f\rangle = v\,\tfrac{d}{dt}\langle p_t, f\rangle`, then :math:`aL + bL'` carries it at speed
+:math:`av + bv'` (Markov superposition, predictor-corrector and divergence-free components are the cases v' = 1, -1 and
+0; generator matching, arXiv 2410.20587, Proposition 3). Speed 1 is what sampling needs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..paths import Path
+from ..predict import Predictor
+from ..predict.predictor import Condition, check_condition
+from ..schedules import Number
+from ..triplet import Triplet
+
+__all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight"]
+
+Weight = float | Callable[[float], float]
+
+
+class OperatorInstant(NamedTuple):
+    """What an operator needs at one time: each network's numbers, and each term's weight."""
+
+    t: Number
+    models: tuple[Any, ...]
+    weights: tuple[Number, ...]
+
+
+class Operator(nn.Module, ABC):
+    """A generator or a sum of them: weighted terms that share the networks they read.
+
+    Each network runs once per evaluation however many terms read it, and is registered once, so that the state dict
+    holds every tensor once.
+    """
+
+    def __init__(self, models: Iterable[Predictor]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(dict.fromkeys(models))
+
+    @property
+    @abstractmethod
+    def terms(self) -> tuple[tuple[Weight, Generator], ...]:
+        """(weight, generator) pairs."""
+
+    @property
+    def path(self) -> Path:
+        """The path that is carried."""
+        return self.models[0].path  # type: ignore[return-value]
+
+    def at(self, t: Tensor, until: Tensor | None = None) -> list[OperatorInstant]:
+        """The numbers of a float64 vector of times, one by one, as host floats.
+
+        ``until`` are the ends of the steps that start at ``t``; see ``MixturePath.at``. The weights are checked: the
+        speeds must add to 1 at every time.
+        """
+        times = t.tolist()
+        models = [model.at(t, until).rows() for model in self.models]  # type: ignore[operator]
+        weights = [tuple(_weigh(w, time) for w, _ in self.terms) for time in times]
+        self._check_speed(times, weights)
+        return [OperatorInstant(*row) for row in zip(times, zip(*models, strict=True), weights, strict=True)]
+
+    def predict(self, x: Tensor, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
+        """The prediction of each network at ``x``, each run once."""
+        return tuple(
+            model.prediction(x, i, model.native(x, i, condition))  # type: ignore[operator]
+            for model, i in zip(self.models, instant.models, strict=True)
+        )
+
+    def read(self, x: Tensor, instant: OperatorInstant, predictions: Sequence[Any]) -> Triplet:
+        """The triplet at ``x`` from given predictions: the weighted sum of the terms'."""
+        by_model = dict(zip(self.models, predictions, strict=True))
+        total = None
+        for weight, (_, generator) in zip(instant.weights, self.terms, strict=True):
+            if isinstance(weight, float) and weight == 0.0:
+                continue
+            triplet = generator.triplet(x, instant.t, by_model[generator.model])
+            if not (isinstance(weight, float) and weight == 1.0):
+                triplet = weight * triplet
+            total = triplet if total is None else total + triplet
+        return Triplet() if total is None else total
+
+    def forward(self, x: Tensor, t: Any, condition: Condition = None) -> Triplet:
+        """The triplet at ``x`` ``(B, *S)`` and ``t``, a number or ``(B,)``."""
+        self.path.space.check(x)
+        check_condition(condition, len(x))
+        instant = self.instant(t, x)
+        return self.read(x, instant, self.predict(x, instant, condition))
+
+    def instant(self, t: Any, x: Tensor) -> OperatorInstant:
+        """The numbers of a user's time, to broadcast against ``x``."""
+        if isinstance(t, OperatorInstant):
+            return t
+        models = tuple(model.instant(t, x) for model in self.models)  # type: ignore[operator]
+        time = models[0].t
+        return OperatorInstant(time, models, tuple(_weigh(w, time) for w, _ in self.terms))
+
+    def speed_at(self, t: float) -> float:
+        r"""The speed at time t: :math:`\sum_k a_k(t)\,v_k`."""
+        return sum(_weigh(weight, t) * generator.speed for weight, generator in self.terms)
+
+    def _check_speed(self, times: Sequence[float], weights: Sequence[tuple[Number, ...]]) -> None:
+        speeds = [generator.speed for _, generator in self.terms]
+        for time, row in zip(times, weights, strict=True):
+            if not all(math.isfinite(w) for w in row):
+                raise ValueError(f"a weight is not finite at t = {time:g}: {row}")
+            speed = sum(w * v for w, v in zip(row, speeds, strict=True))
+            if abs(speed - 1) > 1e-6:
+                raise ValueError(
+                    f"the weights carry the path at speed {speed:g}, not 1, at t = {time:g}: weights of generators "
+                    "that follow the path must add to 1 (Langevin has speed 0 and may have any weight)"
+                )
+
+    def __add__(self, other: Operator) -> Superposition:
+        if not isinstance(other, Operator):
+            return NotImplemented
+        return Superposition([(1.0, self), (1.0, other)])
+
+    def __sub__(self, other: Operator) -> Superposition:
+        if not isinstance(other, Operator):
+            return NotImplemented
+        return Superposition([(1.0, self), (-1.0, other)])
+
+    def __mul__(self, weight: Weight) -> Superposition:
+        if not callable(weight) and not isinstance(weight, (int, float)):
+            return NotImplemented
+        return Superposition([(weight, self)])
+
+    __rmul__ = __mul__
+
+
+class Generator(Operator):
+    r"""A Markov generator read off one network. Authors subclass this.
+
+    A subclass writes :meth:`triplet`; it must be affine in the prediction.
+
+    Attributes
+    ----------
+    speed
+        :math:`\langle p_t, L_t f\rangle = \text{speed}\cdot\tfrac{d}{dt}\langle p_t, f\rangle`: 1 follows the path, 0
+        leaves :math:`p_t` alone, -1 runs it back.
+    additive
+        Whether variance (and rates) are the same at every state. Solvers with several stages need it.
+    semilinear
+        Whether the triplet is ``speed`` times the velocity plus half its variance times the score, with an additive,
+        scalar variance: then :class:`~genmatch.solvers.Exponential` integrates it exactly but for the data prediction.
+
+    Examples
+    --------
+    >>> import genmatch as gm
+    >>> class Swirl(gm.Generator):  # stirs p_t without changing it
+    ...     speed = 0.0
+    ...     def triplet(self, x, t, prediction):
+    ...         return gm.Triplet(drift=prediction.score.flip(-1) * x.new_tensor([1.0, -1.0]))
+    """
+
+    speed: float = 1.0
+    additive: bool = True
+    semilinear: bool = False
+
+    def __init__(self, model: Predictor) -> None:
+        if not isinstance(model, Predictor):
+            raise TypeError(
+                f"{type(self).__name__} needs a predictor such as gm.predict.Velocity(network, path), "
+                f"got {type(model).__name__}"
+            )
+        super().__init__([model])
+
+    @property
+    def model(self) -> Predictor:
+        """The network it reads."""
+        return self.models[0]  # type: ignore[return-value]
+
+    @property
+    def terms(self) -> tuple[tuple[Weight, Generator], ...]:
+        """Itself, once."""
+        return ((1.0, self),)
+
+    @abstractmethod
+    def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
+        """The value at ``x`` ``(B, *S)``; the schedule's numbers at ``t`` are in ``prediction.instant``."""
+
+
+class _Own(nn.Module):
+    """A generator's parameters, buffers and submodules apart from its networks, which are registered elsewhere."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        # The dicts themselves are shared, so whatever .to() or load_state_dict does here happens to the generator.
+        self._parameters, self._buffers = generator._parameters, generator._buffers
+        for name, module in generator._modules.items():
+            if name != "models":
+                self._modules[name] = module
+
+
+class Superposition(Operator):
+    r"""A weighted sum of generators on one path, :math:`\sum_k a_k(t)\,L^{(k)}_t`.
+
+    Written ``0.7 * flow + 0.3 * sde``; weights are numbers or host functions of t, never of the state (a weight that
+    depends on the state breaks the forward equation).
+
+    Parameters
+    ----------
+    terms
+        (weight, generator or superposition) pairs; sums of sums are flattened.
+    """
+
+    def __init__(self, terms: Iterable[tuple[Weight, Operator]]) -> None:
+        flat: list[tuple[Weight, Generator]] = []
+        for weight, operator in terms:
+            if not isinstance(operator, Operator):
+                raise TypeError(f"a superposition is of generators, got {type(operator).__name__}")
+            if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
+                raise ValueError(f"a weight must be a finite number or a function of t, got {weight}")
+            flat += [(_times(weight, inner), generator) for inner, generator in operator.terms]
+        if not flat:
+            raise ValueError("a superposition needs at least one generator")
+        first = flat[0][1].path
+        for _, generator in flat:
+            if generator.path != first:
+                raise ValueError(
+                    f"generators of different paths cannot be added, got {first!r} and {generator.path!r}: "
+                    "change the schedule of one model with gm.predict.Reschedule"
+                )
+        merged: list[tuple[Weight, Generator]] = []
+        for weight, generator in flat:  # the same generator twice is one term
+            same = next((i for i, (_, known) in enumerate(merged) if known is generator), None)
+            if same is None:
+                merged.append((weight, generator))
+            else:
+                merged[same] = (_plus(merged[same][0], weight), generator)
+        super().__init__(generator.model for _, generator in merged)
+        self._terms = tuple(merged)
+        self.own = nn.ModuleList(_Own(generator) for _, generator in merged)
+
+    @property
+    def terms(self) -> tuple[tuple[Weight, Generator], ...]:
+        """(weight, generator) pairs, flattened."""
+        return self._terms
+
+    def __repr__(self) -> str:
+        def name(weight: Weight) -> str:
+            return "w(t)" if callable(weight) else f"{weight:g}"
+
+        return " + ".join(f"{name(weight)} * {type(generator).__name__}" for weight, generator in self._terms)
+
+
+def _weigh(weight: Weight, t: Number) -> Number:
+    value = weight(t) if callable(weight) else weight
+    if isinstance(value, Tensor):
+        return value if isinstance(t, Tensor) else float(value)
+    return float(value)
+
+
+def _times(a: Weight, b: Weight) -> Weight:
+    if callable(a) or callable(b):
+        return lambda t: _weigh(a, t) * _weigh(b, t)
+    return float(a) * float(b)
+
+
+def _plus(a: Weight, b: Weight) -> Weight:
+    if callable(a) or callable(b):
+        return lambda t: _weigh(a, t) + _weigh(b, t)
+    return float(a) + float(b)

@@ -1,0 +1,143 @@
+r"""The one loss: the divergence of a conditional target from what a network predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .generators import Operator
+from .paths.path import BETWEEN, check_pair
+from .predict import Predictor
+from .predict.predictor import Condition, check_condition
+from .random import Draws
+from .schedules import Number
+from .times import TimeLaw, Uniform
+
+__all__ = ["matching_loss"]
+
+TIMES = 7  # stream of a loss's draws
+
+
+def matching_loss(
+    model: Predictor,
+    x1: Tensor,
+    *,
+    x0: Tensor | None = None,
+    t: Tensor | float | None = None,
+    condition: Condition = None,
+    time: TimeLaw | None = None,
+    weight: Callable[[Any], Number] | None = None,
+    fixed: Tensor | None = None,
+    draws: Draws | None = None,
+    seed: int | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    r"""The conditional generator-matching loss of a predictor on its path.
+
+    .. math:: E_{t,\,(x_0,x_1),\,x_t}\; w_t\, D\bigl(F_t(x_t\,|\,x_0,x_1),\; F^\theta_t(x_t)\bigr)
+
+    with F what the network predicts and D the predictor's divergence. Its gradient is that of the intractable marginal
+    loss whenever D is a Bregman divergence (arXiv 2410.20587, Proposition 2). Flow matching (arXiv 2210.02747, eq. 9),
+    DDPM's simple loss (arXiv 2006.11239, eq. 14), denoising score matching and masked diffusion are cases.
+
+    Parameters
+    ----------
+    model
+        A predictor. Train each network of a superposition on its own: the loss of a sum is under-determined.
+    x1
+        Data ``(B, *S)``.
+    x0
+        Source samples of the same shape; drawn from the path's source if not given.
+    t
+        Times ``(B,)`` or a number in [0, 1]; drawn from ``time`` if not given.
+    condition
+        Tensors with B rows, passed to the network by name; a coupling keeps them with their data.
+    time
+        The law of t: uniform by default, see :mod:`genmatch.times`.
+    weight
+        Multiplies the squared error of the *data* prediction, see :mod:`genmatch.weights`; by default the loss is the
+        error of the network's own output.
+    fixed
+        Bool ``(B, *S)``, tokens only: positions that are given (a prompt). They keep their data value at all times and
+        carry no loss.
+    draws, seed
+        Counter-based numbers for x0, t, pairing and path; give one of them, or neither for a fresh seed.
+    reduction
+        ``"mean"`` for a scalar, ``"none"`` for ``(B,)``. Each sample's loss is the mean over its positions.
+
+    Returns
+    -------
+    A scalar or ``(B,)``, differentiable in the network's parameters.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On wrong shapes, dtypes or times, NaN in the data (seen on a CPU; on a GPU looking would make it wait), tokens
+        outside the vocabulary, conditions of another length.
+    """
+    if isinstance(model, Operator) or not isinstance(model, Predictor):
+        hint = ": train the network it reads, matching_loss(generator.model, ...)" if isinstance(model, Operator) else ""
+        raise TypeError(f"matching_loss takes a predictor such as gm.predict.Velocity, got {type(model).__name__}{hint}")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    path = model.path
+    path.space.check(x1)
+    if not len(x1):
+        raise ValueError(f"the batch is empty: x1 has shape {tuple(x1.shape)}")
+    check_condition(condition, len(x1))
+    draws = _choose_draws(draws, seed, x1)
+    if x0 is None:
+        x0 = path.draw_source(tuple(x1.shape), draws).to(x1.dtype)
+    else:
+        path.space.check(x0)
+    check_pair(x0, x1)
+    x0, x1, condition = path.pair(x0, x1, condition, draws)
+    if t is None:
+        t = (Uniform() if time is None else time).draw(path, draws.fork(TIMES))
+    elif time is not None:
+        raise ValueError("give t or a law of it (time=), not both")
+    instant = model.instant(t, x1)
+    x = path.between(x0, x1, instant, draws.fork(BETWEEN))
+    if fixed is not None:
+        x = torch.where(_check_fixed(fixed, x1), x1, x)
+    native = model.native(x, instant, condition)
+    loss = model.divergence(model.target(x0, x1, instant), native)
+    return _reduce(model, loss, x, x1, instant, weight, fixed, reduction)
+
+
+def _reduce(model, loss, x, x1, instant, weight, fixed, reduction) -> Tensor:
+    scored, counted = model.scored(x, x1)
+    if fixed is not None:
+        scored = ~fixed if scored is None else scored & ~fixed
+        counted = ~fixed if counted is None else counted & ~fixed
+    if scored is not None:
+        loss = torch.where(scored, loss, 0)
+    loss = loss.flatten(1)
+    loss = loss.mean(1) if counted is None else loss.sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+    if weight is not None:
+        factor = torch.as_tensor(weight(instant) * model.per_data(instant), device=loss.device, dtype=loss.dtype)
+        loss = loss * factor.reshape(-1)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def _choose_draws(draws: Draws | None, seed: int | None, x1: Tensor) -> Draws:
+    if draws is None:
+        return Draws(seed, len(x1), device=x1.device)
+    if seed is not None:
+        raise ValueError("give draws or a seed, not both")
+    if draws.samples != len(x1):
+        raise ValueError(f"draws are for {draws.samples} samples, the batch has {len(x1)}")
+    return draws
+
+
+def _check_fixed(fixed: Tensor, x1: Tensor) -> Tensor:
+    if x1.is_floating_point():
+        raise TypeError("fixed positions are for tokens: a continuous state is conditioned through its network")
+    if fixed.dtype != torch.bool or fixed.shape != x1.shape:
+        raise ValueError(
+            f"fixed must be bool of the shape {tuple(x1.shape)} of the tokens, got {fixed.dtype} {tuple(fixed.shape)}"
+        )
+    return fixed

@@ -1,0 +1,48 @@
+"""How good samples are, and how straight the way to them: metrics on tensors.
+
+Everything is computed in float64, on the device of its arguments, in blocks that bound the memory, and returned as
+Python floats or small records of them. Samples are ``(n, *S)`` tensors of any number; NaN is refused, never skipped.
+
+============================================  ======================================================================
+trajectories                                  :func:`curvature`, :func:`straightness`, :func:`kinetic_energy`
+features (given, or by ``features=network``)  :func:`frechet`, :func:`frechet_infinity`, :func:`kid`,
+                                              :func:`precision_recall`, :func:`density_coverage`
+samples as they are                           :func:`sliced_wasserstein`, :func:`energy_distance`, :func:`mmd`
+training                                      :func:`loss_by_time`
+============================================  ======================================================================
+"""
+
+from __future__ import annotations
+
+from .discrepancies import KID, MMD, energy_distance, kid, mmd
+from .losses import LossByTime, loss_by_time
+from .manifolds import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from .moments import Frechet, FrechetInfinity, Moments, frechet, frechet_infinity
+from .trajectories import Curvature, Straightness, curvature, kinetic_energy, straightness
+from .transport import SlicedWasserstein, sliced_wasserstein
+
+__all__ = [
+    "KID",
+    "MMD",
+    "Curvature",
+    "DensityCoverage",
+    "Frechet",
+    "FrechetInfinity",
+    "LossByTime",
+    "Moments",
+    "PrecisionRecall",
+    "SlicedWasserstein",
+    "Straightness",
+    "curvature",
+    "density_coverage",
+    "energy_distance",
+    "frechet",
+    "frechet_infinity",
+    "kid",
+    "kinetic_energy",
+    "loss_by_time",
+    "mmd",
+    "precision_recall",
+    "sliced_wasserstein",
+    "straightness",
+]

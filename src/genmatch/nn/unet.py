@@ -1,0 +1,273 @@
+"""A U-Net for images of any even enough size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import SelfAttention
+from .conditioning import Conditioning
+from .embeddings import Sinusoidal
+
+__all__ = ["UNet"]
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks that a time, and perhaps a class, modulates: ``(B, C, H, W) -> (B, out_channels, H, W)``.
+
+    Level i works at 1 / 2**i of the resolution with ``width * multipliers[i]`` channels. Each level but the last has
+    `blocks` residual blocks on the way down and as many on the way up, joined one to one by concatenation; the last
+    has `blocks` in all. Between levels stand 2 x 2 means and nearest-neighbour doubling, which have no weights: the
+    residual blocks change the number of channels. Attention, where chosen, follows the last block of a level.
+
+    Parameters
+    ----------
+    channels
+        Channels of the input.
+    out_channels
+        Channels of the output; as many as the input for None.
+    width
+        Channels of a unit multiplier; even.
+    multipliers
+        One for each level, full resolution first.
+    blocks
+        Residual blocks of each level: a number, or one for each level.
+    attention
+        Levels with self-attention, negative ones counted from the coarsest. It costs the square of the number of
+        pixels: level 1 of a 32 x 32 image has 256.
+    heads
+        Heads of the attention; divides the channels of each level that has one.
+    groups
+        Groups of each normalisation; divides the channels of every level.
+    classes
+        Number of classes for ``label=``; None for an unconditional network. See :class:`~genmatch.nn.Labels`.
+    label_dropout
+        Probability of training without the label, for classifier-free guidance.
+    dropout
+        Probability of zeroing an activation in front of the second convolution of a block, in training mode.
+    embedding
+        Size of the vector that carries time and class; ``2 * width`` for None.
+    time_scale
+        Multiplies the times in front of the sinusoidal embedding: 1000 suits times in ``[0, 1]``. Pass 1 where the
+        predictor feeds table indices 0 .. 999.
+    time
+        Another embedding of the time than ``Sinusoidal(width, scale=time_scale)``.
+
+    Raises
+    ------
+    ValueError
+        If a size does not divide as said above, on construction; on a call, if x is not ``(B, channels, H, W)`` with
+        H and W divisible by ``2**(levels - 1)``, or times or labels are not ``(B,)``.
+
+    Notes
+    -----
+    A call is ``network(x, t, label=None)`` with x ``(B, channels, H, W)``, t ``(B,)`` any real numbers, label ``(B,)``
+    int64 in ``[0, classes)``. The null label is ``classes``; None means null for every sample.
+
+    The output layer, and the last layer of every block, start at zero: a new network returns zero and each block the
+    identity.
+
+    The layout follows the input and the weights. On a CPU leave both contiguous; on a GPU with tensor cores
+    ``network.to(memory_format=torch.channels_last)`` is the faster one.
+
+    References
+    ----------
+    .. [1] O. Ronneberger, P. Fischer and T. Brox, "U-Net", 2015.
+    .. [2] J. Ho, A. Jain and P. Abbeel, "Denoising diffusion probabilistic models", 2020, appendix B.
+    .. [3] P. Dhariwal and A. Nichol, "Diffusion models beat GANs on image synthesis", 2021, section 3 (adaptive group
+       normalisation).
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = UNet(channels=3, width=16, multipliers=(1, 2), blocks=1, classes=10)
+    >>> network(torch.zeros(2, 3, 8, 8), torch.rand(2), label=torch.tensor([3, 10])).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2, 4),
+        blocks: int | Sequence[int] = 2,
+        attention: Iterable[int] = (-1,),
+        heads: int = 4,
+        groups: int = 8,
+        classes: int | None = None,
+        label_dropout: float = 0.1,
+        dropout: float = 0.0,
+        embedding: int | None = None,
+        time_scale: float = 1000.0,
+        time: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        levels = len(multipliers)
+        counts = (blocks,) * levels if isinstance(blocks, int) else tuple(blocks)
+        attended = _levels(attention, levels)
+        _check_sizes(channels, out_channels, multipliers, counts, dropout)
+        sizes = [width * multiplier for multiplier in multipliers]
+        for size in sizes:
+            if groups < 1 or size % groups:
+                raise ValueError(f"groups must divide the channels of every level, {sizes}, got groups={groups}")
+        dim = 2 * width if embedding is None else embedding
+        self.channels, self.classes, self.levels = channels, classes, levels
+        self.conditioning = Conditioning(
+            Sinusoidal(width, scale=time_scale) if time is None else time, dim, classes, label_dropout
+        )
+        self.input = nn.Conv2d(channels, sizes[0], 3, padding=1)
+
+        def level(i: int, inputs: list[int]) -> nn.ModuleList:
+            last = len(inputs) - 1
+            return nn.ModuleList(
+                Stage(size, sizes[i], groups, heads if i in attended and n == last else None, dropout)
+                for n, size in enumerate(inputs)
+            )
+
+        enter = [sizes[0], *sizes]  # channels that come into a level on the way down
+        leave = [*sizes[1:]]  # channels that come up into it from the next one
+        self.down = nn.ModuleList(level(i, [enter[i]] + [sizes[i]] * (counts[i] - 1)) for i in range(levels - 1))
+        self.middle = level(levels - 1, [enter[levels - 1]] + [sizes[-1]] * (counts[-1] - 1))
+        self.up = nn.ModuleList(
+            level(i, [leave[i] + sizes[i]] + [2 * sizes[i]] * (counts[i] - 1)) for i in reversed(range(levels - 1))
+        )
+        self.norm = nn.GroupNorm(groups, sizes[0])
+        self.output = nn.Conv2d(sizes[0], channels if out_channels is None else out_channels, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(_bias(self.output))
+        # One product makes the scales and shifts of all blocks.
+        self.film_sizes = [stage.block.outputs for stage in self._stages()]
+        self.film = nn.Linear(dim, 2 * sum(self.film_sizes))
+
+    @classmethod
+    def mnist(cls, *, classes: int | None = None, label_dropout: float = 0.1, dropout: float = 0.0) -> UNet:
+        """The network for 1 x 32 x 32 digits: 64, 128 and 256 channels, attention at 16 x 16, 4.6 million weights."""
+        return cls(1, attention=(1,), classes=classes, label_dropout=label_dropout, dropout=dropout)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Evaluate at states ``(B, channels, H, W)``, times ``(B,)`` and labels ``(B,)`` or None."""
+        self._check(x)
+        films = self._films(self.conditioning(t, label, x.shape[0]))
+        h = self.input(x)
+        skips: list[Tensor] = []
+        for level in self.down:
+            for stage in level:  # pyright: ignore[reportGeneralTypeIssues]
+                h = stage(h, *next(films))
+                skips.append(h)
+            h = F.avg_pool2d(h, 2)
+        for stage in self.middle:
+            h = stage(h, *next(films))
+        for level in self.up:
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            for stage in level:  # pyright: ignore[reportGeneralTypeIssues]
+                h = stage(torch.cat((h, skips.pop()), dim=1), *next(films))
+        return self.output(F.silu(self.norm(h)))
+
+    def _stages(self) -> Iterator[Stage]:
+        """The stages in the order in which they run."""
+        return (module for module in self.modules() if isinstance(module, Stage))
+
+    def _films(self, condition: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        scale, shift = self.film(condition).chunk(2, dim=1)
+        scales, shifts = (scale + 1).split(self.film_sizes, dim=1), shift.split(self.film_sizes, dim=1)
+        return zip(scales, shifts, strict=True)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must be (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        factor = 2 ** (self.levels - 1)
+        if x.shape[2] % factor or x.shape[3] % factor or not x.shape[2] * x.shape[3]:
+            raise ValueError(
+                f"height and width must be multiples of {factor}, as {self.levels} levels halve them "
+                f"{self.levels - 1} times; got {x.shape[2]} x {x.shape[3]}: pad the images or use fewer multipliers"
+            )
+
+
+class Stage(nn.Module):
+    """A residual block, and attention after it where `heads` is given."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, heads: int | None, dropout: float) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, groups, dropout)
+        self.attention = None if heads is None else Attention(outputs, groups, heads)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        x = self.block(x, scale, shift)
+        return x if self.attention is None else self.attention(x)
+
+
+class ResidualBlock(nn.Module):
+    """``skip(x) + conv(silu(scale * norm(conv(silu(norm(x)))) + shift))``, scale and shift ``(B, outputs)``."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.groups = inputs, outputs, groups
+        self.norm = nn.GroupNorm(groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(_bias(self.conv2))
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm(x)))
+        h = F.silu(modulated_norm(h, self.groups, scale, shift))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class Attention(nn.Module):
+    """Self-attention among the pixels, added to them."""
+
+    def __init__(self, channels: int, groups: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.mix = SelfAttention(channels, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        return x + self.mix(tokens).transpose(1, 2).reshape(x.shape)
+
+
+def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * group_norm(x) + shift`` for x ``(B, C, H, W)`` and a scale and shift ``(B, C)`` for each sample."""
+    if x.is_contiguous():
+        # The batch as channels of one sample: its weights are then a sample's own, and scale and shift cost no pass
+        # over x of their own, nor their gradients (a sum over pixels, slow on a CPU).
+        batch, channels, height, width = x.shape
+        rows = x.view(1, batch * channels, height, width)
+        return F.group_norm(rows, batch * groups, scale.flatten(), shift.flatten()).view(x.shape)
+    return torch.addcmul(shift[:, :, None, None], F.group_norm(x, groups), scale[:, :, None, None])
+
+
+def _levels(attention: Iterable[int], levels: int) -> set[int]:
+    chosen = tuple(attention)
+    for level in chosen:
+        if not -levels <= level < levels:
+            raise ValueError(f"attention names levels 0 .. {levels - 1} (or -1 .. -{levels}), got {level} in {chosen}")
+    return {level % levels for level in chosen}
+
+
+def _check_sizes(
+    channels: int, out_channels: int | None, multipliers: Sequence[int], counts: tuple[int, ...], dropout: float
+) -> None:
+    if channels < 1 or (out_channels is not None and out_channels < 1):
+        raise ValueError(f"channels must be positive, got channels={channels} and out_channels={out_channels}")
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"multipliers are positive integers, one for each level, got {tuple(multipliers)}")
+    if len(counts) != len(multipliers) or min(counts) < 1:
+        raise ValueError(
+            f"blocks is a positive integer, or one for each of the {len(multipliers)} levels, got {counts}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias

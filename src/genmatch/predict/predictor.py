@@ -1,0 +1,101 @@
+"""What every predictor is: a network with a path, whose native output can be turned into what generators read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..divergences import Divergence
+from ..paths import Path
+from ..paths.path import read_time
+from ..schedules import Number
+
+__all__ = ["Condition", "Predictor"]
+
+Condition = Mapping[str, Tensor] | None
+
+
+class Predictor(nn.Module, ABC):
+    """A network on a path.
+
+    Calling it, ``predictor(x, t, condition)``, gives a lazy prediction: nothing but the network's own output is
+    computed until a reading is asked for, and the native reading is that output untouched.
+    """
+
+    path: Path
+    divergence: Divergence
+
+    @abstractmethod
+    def at(self, t: Tensor, until: Tensor | None = None) -> Any:
+        """The numbers of a vector of times that :meth:`native` and the readings need; see ``Path.at``."""
+
+    @abstractmethod
+    def native(self, x: Tensor, instant: Any, condition: Condition = None) -> Tensor:
+        """The network's output at ``x`` ``(B, *S)``."""
+
+    @abstractmethod
+    def prediction(self, x: Tensor, instant: Any, native: Tensor) -> Any:
+        """The lazy readings of a native output."""
+
+    @abstractmethod
+    def blank(self, x: Tensor) -> Tensor:
+        """A made-up native output for ``x``: what a solver's plan uses to see which parts a generator has."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
+        """What the network should output on a path between ``x0`` and ``x1``."""
+
+    @abstractmethod
+    def scored(self, x: Tensor, x1: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Which positions carry loss, and which count in the mean; ``None`` for all."""
+
+    @abstractmethod
+    def per_data(self, instant: Any) -> Number:
+        """Squared error in data for a unit of squared error in the native output; 1 where that makes no sense."""
+
+    @abstractmethod
+    def reads(self, instant: Any) -> bool:
+        """Whether data and source can be read off the native output at an instant of host floats."""
+
+    def forward(self, x: Tensor, t: Any, condition: Condition = None) -> Any:
+        """The prediction at ``x`` ``(B, *S)`` and ``t``, a number or ``(B,)``, under ``condition``."""
+        self.path.space.check(x)
+        check_condition(condition, len(x))
+        instant = self.instant(t, x)
+        return self.prediction(x, instant, self.native(x, instant, condition))
+
+    def instant(self, t: Any, x: Tensor) -> Any:
+        """The numbers of a user's time, to broadcast against ``x``: see :func:`genmatch.paths.path.read_time`."""
+        return read_time(self, t, x)
+
+
+def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> Tensor:
+    """``network(x, t, **condition)`` with t ``(B,)``."""
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    if isinstance(time, Tensor):
+        time = time.to(x.device, dtype).reshape(-1).expand(len(x))
+    else:
+        time = torch.full((len(x),), time, dtype=dtype, device=x.device)
+    return network(x, time, **condition) if condition else network(x, time)
+
+
+def check_condition(condition: Condition, batch: int) -> None:
+    """Raise unless ``condition`` is a dict of tensors with ``batch`` rows."""
+    if condition is None:
+        return
+    if not isinstance(condition, Mapping):
+        raise TypeError(
+            f"condition must be a dict of tensors such as {{'label': y}}, got {type(condition).__name__}"
+        )
+    for name, value in condition.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"condition[{name!r}] must be a tensor, got {type(value).__name__}")
+        if value.ndim < 1 or len(value) != batch:
+            raise ValueError(
+                f"condition[{name!r}] has shape {tuple(value.shape)} for {batch} samples: "
+                "it needs one row for each sample"
+            )

@@ -1,0 +1,119 @@
+r"""A model trained on one Gaussian path, used on another."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..paths import GaussianPath
+from ..schedules import Number, along_batch
+from .affine import Affine, Prediction
+from .predictor import Condition, Predictor
+
+__all__ = ["Reschedule"]
+
+
+class _Both(NamedTuple):
+    """The numbers of the new path, and those of the model's own at the same signal-to-noise ratio."""
+
+    t: Number
+    alpha: Number
+    sigma: Number
+    alpha_dot: Number
+    sigma_dot: Number
+    inner: NamedTuple
+
+    @property
+    def wronskian(self) -> Number:
+        return self.alpha_dot * self.sigma - self.alpha * self.sigma_dot
+
+    def rows(self) -> list[_Both]:
+        own = zip(*(f.tolist() for f in self[:5]), strict=True)
+        return [_Both(*row, inner) for row, inner in zip(own, self.inner.rows(), strict=True)]  # type: ignore
+
+    def broadcast(self, x: Tensor) -> _Both:
+        return _Both(*(along_batch(f, x) for f in self[:5]), self.inner.broadcast(x))  # type: ignore
+
+
+class Reschedule(Predictor):
+    r"""A trained predictor on a new path: change of schedule after training.
+
+    States of equal signal-to-noise ratio differ by a factor only, :math:`\bar x_r = c_r\,x_{t(r)}` with
+    :math:`\bar\alpha_r/\bar\sigma_r = \alpha_t/\sigma_t` and :math:`c_r = \bar\sigma_r/\sigma_t`, and have the same
+    posterior of data and noise. The network is called where it was trained, and read on the new path; solved exactly,
+    both give the same samples from the same noise (arXiv 2412.06264, Section 4.6.2).
+
+    Where the new path has a signal-to-noise ratio that the old one never had, the old one's end is used.
+
+    Parameters
+    ----------
+    model
+        A predictor on a Gaussian path without added noise.
+    path
+        The new path, with the same source and coupling and another schedule.
+    """
+
+    kind = "rescheduled"
+
+    def __init__(self, model: Affine, path: GaussianPath) -> None:
+        super().__init__()
+        if not isinstance(model, Affine):
+            raise TypeError(f"only predictors on Gaussian paths can be rescheduled, got {type(model).__name__}")
+        if not isinstance(path, GaussianPath):
+            raise TypeError(f"the new path must be a GaussianPath, got {type(path).__name__}")
+        if not (model.path.readable and path.readable):
+            raise ValueError("a path with added noise cannot be rescheduled: its states are no sum of data and source")
+        if (model.path.source, model.path.coupling) != (path.source, path.coupling):
+            raise ValueError(
+                f"the paths must share source and coupling, got {model.path!r} and {path!r}: another schedule "
+                "is a change of clock and scale, another source or pairing is another model"
+            )
+        self.model, self.path, self.divergence = model, path, model.divergence
+
+    def at(self, t: Tensor, until: Tensor | None = None) -> _Both:
+        """The numbers of both paths."""
+        schedule = self.path.schedule
+        inner = self.model.path.schedule.inverse_log_snr(schedule.log_snr(t.double())).to(t.dtype)
+        return _Both(*schedule.at(t), self.model.at(inner))
+
+    def native(self, x: Tensor, instant: _Both, condition: Condition = None) -> Tensor:
+        """The network's output at the state of equal signal-to-noise ratio on its own path."""
+        return self.model.native(_ratio(instant) * x, instant.inner, condition)  # type: ignore[arg-type]
+
+    def prediction(self, x: Tensor, instant: _Both, native: Tensor) -> Prediction:
+        """The readings on the new path."""
+        return Prediction(self, x, instant, native)  # type: ignore[arg-type]
+
+    def blank(self, x: Tensor) -> Tensor:
+        """As the model's."""
+        return self.model.blank(x)
+
+    def coefficients(self, instant: _Both, p: Number, q: Number) -> tuple[Number, Number]:
+        """Data and noise are the same on both paths; the state is not."""
+        a, b = self.model.coefficients(instant.inner, p, q)  # type: ignore[arg-type]
+        return a * _ratio(instant), b
+
+    def reads(self, instant: _Both) -> bool:
+        """As the model at its own time."""
+        return self.model.reads(instant.inner)  # type: ignore[arg-type]
+
+    def target(self, x0: Tensor, x1: Tensor, instant: _Both) -> Tensor:
+        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
+
+    def scored(self, x: Tensor, x1: Tensor) -> tuple[None, None]:
+        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
+
+    def per_data(self, instant: _Both) -> Number:
+        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
+
+    def extra_repr(self) -> str:
+        return f"path={self.path!r}"
+
+
+def _ratio(instant: _Both) -> Number:
+    """State of the model's path over state of the new one; by the norms, which vanish at neither end."""
+    inner = instant.inner
+    norm = (inner.alpha**2 + inner.sigma**2) / (instant.alpha**2 + instant.sigma**2)  # type: ignore[attr-defined]
+    return norm.sqrt() if isinstance(norm, torch.Tensor) else norm**0.5

@@ -1,0 +1,257 @@
+"""Counter-based random numbers: every draw is a pure function of where it is used.
+
+A number is addressed by ``(seed, sample, step, stream, element)`` and computed by Philox-4x32 with ten rounds,
+so the same sample gets the same numbers for batch 1 or 1000, in one process or eight, eager or compiled, on a
+CPU or a GPU. ``torch.Generator`` promises none of that: its numbers depend on the order of calls, and on a GPU
+on the number of multiprocessors.
+
+Integers and uniforms agree bit for bit everywhere; normals go through ``log``, ``sqrt``, ``cos`` and ``sin`` and
+agree to the rounding of those.
+
+References
+----------
+.. [1] J. K. Salmon, M. A. Moraes, R. O. Dror and D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+   SC'11. Philox-4x32-10: the constants, the rounds, and the known-answer vectors the tests use.
+.. [2] G. E. P. Box and M. E. Muller, "A note on the generation of random normal deviates", 1958.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draws", "philox"]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOOKAHEAD = 1 << 15  # numbers drawn at once for the coming steps: small states pay one call for many steps
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10: four 32-bit words for each 128-bit counter under a 64-bit key.
+
+    Parameters
+    ----------
+    counter
+        Four int64 tensors of one shape, each in ``[0, 2**32)``, least significant word first.
+    key
+        Two integers in ``[0, 2**32)``.
+
+    Returns
+    -------
+    Four int64 tensors of that shape, each in ``[0, 2**32)``.
+
+    Notes
+    -----
+    A 32 x 32 bit product overflows int64, but its bits are right modulo 2**64: the low word is a mask away, the
+    high word a shift and a mask (the mask removes the copies of the sign bit that the shift drags in).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+class Draws:
+    """Random numbers for a batch of samples, each addressed by (seed, sample, step, stream, element).
+
+    Parameters
+    ----------
+    seed
+        Any integer in ``[0, 2**64)``. ``None`` takes one from torch's global generator (the only time it is touched).
+    samples
+        How many samples, B; the draws have a leading dimension B.
+    first_index
+        Global index of the first sample: batches ``[0, 7)`` and ``[7, 64)`` together draw what ``[0, 64)`` does.
+    step, stream
+        The step of the loop, in ``[0, 2**32)``, and the purpose; see :meth:`at` and :meth:`fork`.
+    device
+        Where the numbers are made.
+
+    Notes
+    -----
+    The object holds no state: asking twice gives the same numbers. Ask :meth:`fork` for a stream of its own where
+    independent numbers are needed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> whole = Draws(seed=0, samples=8).normal((8, 3))
+    >>> part = Draws(seed=0, samples=3, first_index=5).normal((3, 3))
+    >>> torch.equal(whole[5:], part)
+    True
+    """
+
+    __slots__ = ("_ahead", "device", "first_index", "samples", "seed", "step", "stream")
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        samples: int = 1,
+        *,
+        first_index: int = 0,
+        step: int = 0,
+        stream: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if seed is None:
+            seed = int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64))
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer or None, got {type(seed).__name__}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+        if not 0 <= first_index <= first_index + samples <= 2**32:
+            raise ValueError(
+                f"sample indices must be in [0, 2**32), got first_index={first_index} with {samples} samples"
+            )
+        if not 0 <= step < 2**32:
+            raise ValueError(f"step must be in [0, 2**32), got {step}")
+        self.seed, self.samples, self.first_index = seed, samples, first_index
+        self.step, self.stream = step, stream
+        self.device = torch.device("cpu" if device is None else device)
+        self._ahead: _Ahead | None = None
+
+    def at(self, step: int) -> Draws:
+        """The draws of another step, same samples and stream."""
+        if not 0 <= step < 2**32:
+            raise ValueError(f"step must be in [0, 2**32), got {step}")
+        return self._with(step, self.stream, None)
+
+    def _with(self, step: int, stream: int, ahead: _Ahead | None) -> Draws:
+        draws = object.__new__(Draws)  # the checks of __init__ cost more than a small step of a solver
+        draws.seed, draws.samples, draws.first_index, draws.device = (
+            self.seed,
+            self.samples,
+            self.first_index,
+            self.device,
+        )
+        draws.step, draws.stream, draws._ahead = step, stream, ahead
+        return draws
+
+    def fork(self, stream: int) -> Draws:
+        """An independent stream, ``stream`` in ``[1, 256)``; forks nest up to four deep."""
+        if not 1 <= stream < 256:
+            raise ValueError(f"a stream is an integer in [1, 256), got {stream}")
+        if self.stream >= 1 << 24:
+            raise ValueError("streams can be forked four deep at most")
+        return self._with(self.step, self.stream * 256 + stream, self._ahead)
+
+    def steps(self, count: int) -> list[Draws]:
+        """The draws of steps 0 .. count-1, in order, which make the numbers of several steps in one call.
+
+        The numbers are those of ``[self.at(i) for i in range(count)]``; only the cost differs: for a small state
+        the cost of Philox is the number of kernels it launches, and one launch serves many steps.
+        """
+        ahead = _Ahead(count)
+        return [self._with(i, self.stream, ahead) for i in range(count)]
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normals of ``shape`` ``(B, *S)`` (Box-Muller on pairs of 32-bit uniforms; ``|z| <= 6.67``)."""
+        return self._make(tuple(shape), dtype, _normal)
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniforms in ``[0, 1)`` of ``shape`` ``(B, *S)``: multiples of 2**-24 (2**-32 in float64)."""
+        return self._make(tuple(shape), dtype, _uniform)
+
+    def integers(self, shape: Sequence[int], high: int) -> Tensor:
+        """Integers in ``[0, high)``, int64, of ``shape`` ``(B, *S)``; ``high <= 2**31``."""
+        if not 1 <= high <= 2**31:
+            raise ValueError(f"high must be in [1, 2**31], got {high}")
+        # The high word of word * high: its bias, below high / 2**32, is smaller than any test of ours could see.
+        return self._make(tuple(shape), torch.int64, lambda words, shape, dtype: _words(words, shape) * high >> 32)
+
+    def bits(self, shape: Sequence[int]) -> Tensor:
+        """Integers in ``[0, 2**32)``, int64, of ``shape`` ``(B, *S)``."""
+        return self._make(tuple(shape), torch.int64, lambda words, shape, dtype: _words(words, shape))
+
+    def _make(self, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
+        if not shape or shape[0] != self.samples:
+            raise ValueError(
+                f"draws for {self.samples} samples have shape ({self.samples}, ...), asked for {shape}: "
+                "the first dimension is the batch"
+            )
+        if self._ahead is None or transform not in (_normal, _uniform):
+            return transform(self._philox(shape, self.step, 1), (1, *shape), dtype)[0]
+        return self._ahead.take(self, shape, dtype, transform)
+
+    def _philox(self, shape: tuple[int, ...], step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Words of shape (steps, B, blocks): four for each block of four elements."""
+        size = math.prod(shape[1:])
+        if size > 2**34:
+            raise ValueError(f"one sample has at most 2**34 elements, got {size}")
+        blocks = (size + 3) // 4
+        where = {"dtype": torch.int64, "device": self.device}
+        counter = (  # left to broadcast: the first rounds work on small tensors
+            torch.arange(blocks, **where),
+            torch.arange(self.first_index, self.first_index + shape[0], **where)[:, None],
+            torch.arange(step, step + steps, **where)[:, None, None],
+            torch.full((), self.stream, **where),
+        )
+        return philox(counter, (self.seed & _MASK, self.seed >> 32))
+
+    def __repr__(self) -> str:
+        return (
+            f"Draws(seed={self.seed}, samples={self.samples}, first_index={self.first_index}, step={self.step}, "
+            f"stream={self.stream}, device={str(self.device)!r})"
+        )
+
+
+class _Ahead:
+    """The numbers of the coming steps, made in one call: a memo of a pure function, shared by the steps of one loop."""
+
+    __slots__ = ("_memo", "count")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._memo: dict[tuple, tuple[int, tuple[Tensor, ...]]] = {}
+
+    def take(self, draws: Draws, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
+        key = (draws.stream, shape, dtype, transform)
+        first, numbers = self._memo.get(key, (0, ()))
+        if not first <= draws.step < first + len(numbers):
+            first = draws.step
+            size = max(1, math.prod(shape))
+            steps = max(1, min(self.count - first, _LOOKAHEAD // size))
+            numbers = transform(draws._philox(shape, first, steps), (steps, *shape), dtype).unbind(0)
+            self._memo[key] = (first, numbers)
+        return numbers[draws.step - first]
+
+
+def _words(words: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    size = math.prod(shape[2:])
+    return torch.stack(words, -1).flatten(-2)[..., :size].reshape(shape)
+
+
+def _unit(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """[0, 1) from 32-bit words; float32 keeps the 24 bits that it holds exactly, so 1.0 never comes out."""
+    if dtype == torch.float64:
+        return words.to(dtype) * 2.0**-32
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def _uniform(words: tuple[Tensor, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    # Half precision would round .9999 up to 1: draw in float32 and let the caller round if they must.
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"uniforms are float32 or float64, asked for {dtype}: fewer bits would round up to 1")
+    return _unit(_words(words, shape), dtype)
+
+
+def _normal(words: tuple[Tensor, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point:
+        raise TypeError(f"normals need a floating dtype, asked for {dtype}")
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    pairs = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        # (w + 1) / 2**32 is in (0, 1]: the logarithm is finite.
+        radius = ((radius_word + 1).to(work) * 2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = _unit(angle_word, work).mul_(2 * math.pi)
+        pairs += [radius * angle.cos(), radius * angle.sin()]
+    return _words(tuple(pairs), shape).to(dtype)

@@ -1,0 +1,286 @@
+"""The one loop: states of a generator, from noise to data."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import grids
+from .generators import Operator
+from .paths import GaussianPath
+from .predict.predictor import check_condition
+from .random import Draws
+from .solvers import Euler, Exponential, Field, Solver
+
+__all__ = ["default_solver", "sample"]
+
+STEPS = 50
+BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
+
+
+def sample(
+    generator: Operator,
+    shape_or_state: Sequence[int] | Tensor,
+    *,
+    steps: int | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    solver: Solver | None = None,
+    seed: int | None = None,
+    first_index: int = 0,
+    condition: Mapping[str, Tensor] | None = None,
+    fixed: Tensor | None = None,
+    trajectory: bool = False,
+    start: float | None = None,
+    stop: float | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    callback: Callable[[int, float, Tensor], None] | None = None,
+    check: bool = False,
+    grad: bool = False,
+) -> Tensor:
+    r"""States of a generator at ``stop``, from noise or from given states at ``start``.
+
+    Parameters
+    ----------
+    generator
+        A generator or superposition of speed 1.
+    shape_or_state
+        ``(B, *S)``: that many samples from the path's source. A tensor: the states at ``start``.
+    steps, times
+        The number of equal steps (50 if neither is given), or the times themselves: strictly monotone in [0, 1], see
+        :mod:`genmatch.grids`.
+    solver
+        :class:`~genmatch.solvers.Exponential` on a Gaussian path, :class:`~genmatch.solvers.Euler` elsewhere.
+    seed, first_index
+        Every draw is a function of the seed and of a sample's index, ``first_index`` and on: batches, shards and devices
+        get the same numbers. Without a seed one is taken from torch's global generator.
+    condition
+        Tensors with B rows, passed to the networks by name.
+    fixed
+        Bool ``(B, *S)``, tokens only: positions of the given states that stay (a prompt).
+    trajectory
+        Return all states, ``(steps + 1, B, *S)``, and not only the last.
+    start, stop
+        The span of the steps, 0 and 1 by default; ``start > stop`` runs a flow from data to noise. A network that knows
+        nothing of the data at t = 0 (a noise network where :math:`\alpha_0 = 0`) starts at log-SNR -10 unless told.
+    batch_size
+        Split the samples into batches of this size; the result is the same.
+    device, dtype
+        Of the states; those of the given states or of the network's parameters by default. float32 or float64: a
+        network of lower precision runs under ``torch.autocast``.
+    progress
+        Show a progress bar.
+    callback
+        Called as ``callback(i, t, x)`` after step i = 1, 2, ... of each batch, at time t.
+    check
+        Look for non-finite states after every step instead of at the end.
+    grad
+        Differentiate through the steps; the networks then stay in the mode they are in. Otherwise they run in
+        evaluation mode, without gradients, and get their mode back.
+
+    Returns
+    -------
+    ``(B, *S)``, or ``(steps + 1, B, *S)`` with ``trajectory``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On wrong input, at the call.
+    FloatingPointError
+        If a state becomes non-finite.
+    """
+    if not isinstance(generator, Operator):
+        raise TypeError(
+            f"sample takes a generator such as gm.Flow(model), got {type(generator).__name__}"
+            + (": a predictor becomes one by gm.Flow(predictor)" if isinstance(generator, nn.Module) else "")
+        )
+    given, shape, device, dtype = _read_state(generator, shape_or_state, device, dtype)
+    check_condition(condition, shape[0])
+    _check_fixed(fixed, given, generator)
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
+    size = min(shape[0], batch_size or shape[0])
+
+    results = []
+    with _mode(generator, grad), torch.set_grad_enabled(grad):
+        like = torch.empty((1, *shape[1:]), dtype=dtype, device=device)
+        run = _prepare(Field(generator, like), solver, steps, times, start, stop, from_source=given is None)
+        total = len(run.plan) * math.ceil(shape[0] / size)
+        with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
+            for first in range(0, shape[0], size):
+                rows = slice(first, min(first + size, shape[0]))
+                draws = Draws(seed, rows.stop - first, first_index=first_index + first, device=device)
+                if given is None:
+                    x0 = generator.path.draw_source((rows.stop - first, *shape[1:]), draws)
+                    x = generator.path.prior(x0.to(dtype), run.begin)
+                else:
+                    x = given[rows].to(device, dtype)
+                field = Field(generator, x, _rows(condition, rows, device), _rows(fixed, rows, device))
+                results.append(_loop(run, field, x, draws, trajectory, callback, check, bar if progress else None))
+    return results[0] if len(results) == 1 else torch.cat(results, dim=1 if trajectory else 0)
+
+
+class _Run(NamedTuple):
+    """What all batches share."""
+
+    solver: Solver
+    times: list[float]
+    plan: Sequence[Any]
+    begin: Any  # the path's instant at the first time
+
+
+def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback, check, bar) -> Tensor:
+    solver = run.solver
+    carry = solver.start(field, x)
+    states = [x]
+    for i, (c, now) in enumerate(zip(run.plan, draws.steps(len(run.plan)), strict=True), start=1):
+        x, carry = solver.step(field, x, c, now, carry)
+        if trajectory:
+            states.append(x)
+        if check:
+            _check_finite(x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
+        if callback is not None:
+            callback(i, run.times[i], x)
+        if bar is not None:
+            bar.update()
+    if not check:
+        _check_finite(x, "at the end; check=True tells at which step it begins")
+    return torch.stack(states) if trajectory else x
+
+
+def default_solver(field: Field) -> Solver:
+    """The exponential solver where the field is semilinear, Euler elsewhere."""
+    return Euler() if Exponential().why_not(field) else Exponential()
+
+
+def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bool) -> _Run:
+    solver = default_solver(field) if solver is None else solver
+    if not isinstance(solver, Solver):
+        hint = ": call it, as in gm.solvers.Heun()" if isinstance(solver, type) else ""
+        raise TypeError(f"solver must be a genmatch Solver, got {solver!r}{hint}")
+    if times is not None:
+        if steps is not None or start is not None or stop is not None:
+            raise ValueError("give times alone, or steps with start and stop: times say where it starts and stops")
+        grid = _read_times(times)
+    else:
+        begin = _begin(field, solver) if start is None and (stop is None or stop > 0) else start
+        grid = grids.uniform(STEPS if steps is None else steps, begin, 1.0 if stop is None else stop)
+    if not solver.defined(field, float(grid[0])):
+        raise ValueError(
+            f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "
+            "start inside (0, 1) by start=, or use gm.solvers.Exponential(), which is exact where the noise is infinite"
+        )
+    instant = field.operator.path.at(grid[:1]).rows()[0]
+    path = field.operator.path
+    if from_source and isinstance(path, GaussianPath) and grid[0] == 0 and instant.alpha > 0.05 * instant.sigma:
+        warnings.warn(
+            f"{path!r} does not start in noise: alpha_0 = {instant.alpha:.3g}, sigma_0 = {instant.sigma:.3g}, so pure noise "
+            "is not its p_0. Pass states drawn from p_0, alpha_0 * x1 + sigma_0 * noise, instead of a shape",
+            UserWarning,
+            stacklevel=3,
+        )
+    return _Run(solver, grid.tolist(), solver.plan(field, grid), instant)
+
+
+def _begin(field: Field, solver: Solver) -> float:
+    """0, or for a network that cannot tell the data there the time at which it can."""
+    if solver.defined(field, 0.0):
+        return 0.0
+    zero = torch.zeros(1, dtype=torch.float64)
+    starts = [0.0]
+    for model in field.operator.models:
+        if not model.reads(model.at(zero).rows()[0]):  # type: ignore[operator]
+            schedule = model.path.schedule  # type: ignore[union-attr]
+            starts.append(schedule.inverse_log_snr(torch.tensor([BLIND_LOG_SNR])).item())  # type: ignore
+    return max(starts)
+
+
+def _read_times(times: Tensor | Sequence[float]) -> Tensor:
+    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times must be at least two numbers in a row, got shape {tuple(grid.shape)}")
+    if not bool(((grid >= 0) & (grid <= 1)).all()):
+        raise ValueError(f"times must be in [0, 1], got {grid.min().item():g} to {grid.max().item():g}")
+    steps = grid.diff()
+    if not bool((steps > 0).all() | (steps < 0).all()):
+        raise ValueError("times must rise strictly (noise to data) or fall strictly (data to noise)")
+    return grid
+
+
+def _read_state(generator: Operator, shape_or_state, device, dtype):
+    """(given states or None, shape, device, dtype)."""
+    parameter = next((p for p in generator.parameters() if p.is_floating_point()), None)
+    given = shape_or_state if isinstance(shape_or_state, Tensor) else None
+    if given is not None:
+        shape = tuple(given.shape)
+        generator.path.space.check(given)
+    else:
+        shape = tuple(shape_or_state) if isinstance(shape_or_state, Sequence) else shape_or_state
+        if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise TypeError(f"give a shape (B, *S) or a tensor of states, got {shape_or_state!r}")
+    if not shape or shape[0] < 1:
+        raise ValueError(f"at least one sample is needed: shape (B, *S) with B >= 1, got {shape}")
+    if device is None:
+        device = given.device if given is not None else parameter.device if parameter is not None else "cpu"
+    discrete = not isinstance(generator.path, GaussianPath)
+    if dtype is None:
+        own = given.dtype if given is not None else parameter.dtype if parameter is not None else torch.float32
+        if discrete:
+            own = given.dtype if given is not None else torch.int64
+        dtype = torch.float32 if given is None and own in (torch.float16, torch.bfloat16) else own
+    if not discrete and dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"states are float32 or float64, got {dtype}: half precision loses grid points; "
+            "run the network under torch.autocast instead"
+        )
+    return given, shape, torch.device(device), dtype
+
+
+def _rows(value, rows: slice, device):
+    if isinstance(value, Mapping):
+        return {name: tensor[rows].to(device) for name, tensor in value.items()}
+    return None if value is None else value[rows].to(device)
+
+
+def _check_fixed(fixed: Tensor | None, given: Tensor | None, generator: Operator) -> None:
+    if fixed is None:
+        return
+    if given is None or given.is_floating_point():
+        raise ValueError("fixed positions need given token states: pass the tokens with their prompt, not a shape")
+    if fixed.dtype != torch.bool or fixed.shape != given.shape:
+        raise ValueError(
+            f"fixed must be bool of the shape {tuple(given.shape)} of the states, "
+            f"got {fixed.dtype} {tuple(fixed.shape)}"
+        )
+
+
+def _check_finite(x: Tensor, when: str) -> None:
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        bad = int((~x.isfinite().flatten(1).all(1)).sum())
+        raise FloatingPointError(
+            f"{bad} of {len(x)} states are not finite {when}: the network's output is not finite, "
+            "or the steps are too long for this solver"
+        )
+
+
+@contextlib.contextmanager
+def _mode(generator: Operator, grad: bool) -> Iterator[None]:
+    """Evaluation mode for the networks, and their own mode back; nothing when gradients are asked for."""
+    training = [] if grad else [module for module in generator.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,72 @@
+"""What a solver sees: an operator under one condition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..generators import Operator, OperatorInstant
+from ..predict.predictor import Condition
+from ..spaces import Space
+from ..triplet import Jump, Rates, Triplet
+
+__all__ = ["Field"]
+
+
+class Field:
+    """An operator under a condition, on states like ``like``.
+
+    Parameters
+    ----------
+    operator
+        The generator or sum of generators.
+    like
+        A state ``(B, *S)``: its shape, dtype and device are those of all states.
+    condition
+        Passed to the networks.
+    fixed
+        Bool ``(B, *S)``: token positions that do not move.
+    """
+
+    __slots__ = ("condition", "fixed", "like", "operator", "space")
+
+    def __init__(
+        self, operator: Operator, like: Tensor, condition: Condition = None, fixed: Tensor | None = None
+    ) -> None:
+        self.operator, self.like, self.condition, self.fixed = operator, like, condition, fixed
+        self.space: Space = operator.path.space
+
+    def __call__(self, x: Tensor, instant: OperatorInstant) -> Triplet:
+        """The triplet at ``x``: each network runs once."""
+        operator = self.operator
+        triplet = operator.read(x, instant, operator.predict(x, instant, self.condition))
+        if self.fixed is None or triplet.rates is None:
+            return triplet
+        terms = [Jump(torch.where(self.fixed, 0, term.total), term.logits) for term in triplet.rates.terms]
+        return Triplet(triplet.drift, triplet.variance, Rates(*terms))
+
+    def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
+        """The output of the only network."""
+        (model,) = self.operator.models
+        return model.native(x, instant.models[0], self.condition)  # type: ignore[operator]
+
+    def probe(self, instant: OperatorInstant) -> Triplet:
+        """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""
+        x = torch.ones_like(self.like[:1])
+        made_up: list[Any] = [
+            model.prediction(x, i, model.blank(x))  # type: ignore[operator]
+            for model, i in zip(self.operator.models, instant.models, strict=True)
+        ]
+        return self.operator.read(x, instant, made_up)
+
+    def finite(self, instant: OperatorInstant) -> bool:
+        """Whether drift and variance are finite there (rates may be infinite: a certain jump)."""
+        triplet = self.probe(instant)
+        return all(
+            bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)
+            for part in (triplet.drift, triplet.variance)
+            if part is not None
+        )

@@ -1,0 +1,82 @@
+"""The contract of a solver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..random import Draws
+from .field import Field
+
+__all__ = ["Solver"]
+
+
+class Solver(ABC):
+    """A pure step over a plan of host numbers.
+
+    ``plan`` sees the field and the times and returns one tuple of host floats for each step; whatever can be refused is
+    refused there. ``step`` does the work: no state is stored, nothing is read to the host, nothing branches on a
+    tensor, and randomness comes only from ``draws``, so a step compiles as one graph.
+
+    Attributes
+    ----------
+    parts
+        The parts of a triplet that it can move.
+    order
+        Its order of convergence (weak, where there is noise).
+    """
+
+    parts: frozenset[str]
+    order: int
+
+    @abstractmethod
+    def defined(self, field: Field, t: float) -> bool:
+        """Whether all that the solver evaluates is finite at time ``t``."""
+
+    @abstractmethod
+    def plan(self, field: Field, times: Tensor) -> Sequence[Any]:
+        """One tuple of host numbers for each step between the float64 ``times``."""
+
+    @abstractmethod
+    def step(self, field: Field, x: Tensor, c: Any, draws: Draws, carry: Any) -> tuple[Tensor, Any]:
+        """The state ``(B, *S)`` after one step, and what the next step needs to know of it."""
+
+    @abstractmethod
+    def evaluations(self, plan: Sequence[Any]) -> int:
+        """How often each network runs in a plan."""
+
+    def start(self, field: Field, x: Tensor) -> Any:
+        """What the first step needs to know of the past: nothing."""
+        return None
+
+
+def refuse_parts(solver: Solver, parts: frozenset[str], offers: str) -> None:
+    """Raise if a triplet has parts that the solver cannot move."""
+    wrong = sorted(parts - solver.parts)
+    if wrong:
+        raise ValueError(
+            f"{type(solver).__name__} cannot move {' and '.join(wrong)}: it handles {', '.join(sorted(solver.parts))}. "
+            f"Use {offers}"
+        )
+
+
+def refuse_negative(field: Field, rows: Sequence[Any]) -> None:
+    """Raise if the weights make a variance or a rate negative at one of the instants.
+
+    Only sums with a negative weight are looked at; a variance that depends on the state is looked at where it is probed.
+    """
+    for instant in rows:
+        if all(weight >= 0 for weight in instant.weights):
+            continue
+        triplet = field.probe(instant)
+        if triplet.rates is not None and any(bool((torch.as_tensor(r.total) < 0).any()) for r in triplet.rates.terms):
+            raise ValueError(f"the weights {instant.weights} make a jump rate negative at t = {instant.t:g}")
+        if triplet.variance is not None and bool((torch.as_tensor(triplet.variance) < 0).any()):
+            raise ValueError(
+                f"the weights {instant.weights} make the variance negative at t = {instant.t:g}: "
+                "the diffusions subtracted carry more noise than those added"
+            )

@@ -1,0 +1,114 @@
+r"""Where a state lives, and how it moves.
+
+A space turns the value of a generator into a random move over a time h. Everything above it is linear in the triplet;
+this is one of the two places that are not (the other is the divergence a network is trained with).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..random import Draws
+from ..schedules import Number
+from ..triplet import Triplet
+
+__all__ = ["Euclidean", "Space", "Tokens"]
+
+# Streams of a step's draws; a solver that needs more takes numbers from 16 on.
+BROWNIAN, WHETHER, WHERE = 1, 2, 3
+
+
+class Space(ABC):
+    """Where a state ``(B, *S)`` lives."""
+
+    parts: frozenset[str]  # which parts of a triplet can move a state here
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None:
+        """Raise unless ``x`` has the dtype and (outside a compiled graph and on a CPU) the values of a state here."""
+
+    @abstractmethod
+    def brownian(self, x: Tensor, draws: Draws) -> Tensor:
+        """Standard Brownian noise at ``x``: drawn once per step and shared between the stages of the step."""
+
+    @abstractmethod
+    def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
+        """The state after a time ``h`` with the parts of ``triplet`` frozen.
+
+        ``noise`` is what :meth:`brownian` gave; it is drawn here if it is missing and needed.
+        """
+
+
+@dataclass(frozen=True)
+class Euclidean(Space):
+    r"""R^d, any shape: :math:`x + h\,b + \sqrt{h\,\Sigma}\,z`."""
+
+    parts = frozenset({"drift", "variance"})
+
+    def check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"a continuous state must be floating point, got {x.dtype}: call .float() on it")
+        if x.ndim < 1:
+            raise ValueError("a state has shape (B, *S), got a scalar")
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+            bad = int((~x.isfinite()).sum())
+            raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: check the data for NaN")
+
+    def brownian(self, x: Tensor, draws: Draws) -> Tensor:
+        return draws.fork(BROWNIAN).normal(x.shape, x.dtype)
+
+    def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
+        if triplet.drift is not None:
+            x = x + h * triplet.drift
+        if triplet.variance is not None:
+            z = self.brownian(x, draws) if noise is None else noise
+            variance = h * triplet.variance
+            x = x + (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)) * z
+        return x
+
+
+@dataclass(frozen=True)
+class Tokens(Space):
+    r"""Sequences of tokens 0 .. K - 1 and of ids beside them (mask, padding), each position jumping on its own.
+
+    A position jumps with probability :math:`1 - e^{-h\lambda}`: with the rates frozen that is exact.
+    """
+
+    vocabulary: int
+    extras: tuple[int, ...] = ()
+    parts = frozenset({"rates"})
+
+    def check(self, x: Tensor) -> None:
+        if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise TypeError(f"tokens must be integers, got {x.dtype}: call .long() on them")
+        if x.ndim < 1:
+            raise ValueError("a state has shape (B, *S), got a scalar")
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            known = (x >= 0) & (x < self.vocabulary)
+            for extra in self.extras:
+                known |= x == extra
+            if not bool(known.all()):
+                also = f" or {', '.join(map(str, self.extras))}" if self.extras else ""
+                raise ValueError(
+                    f"tokens must be in [0, {self.vocabulary}){also}, got {int(x[~known][0])}: "
+                    "is the vocabulary given to the path the data's?"
+                )
+
+    def brownian(self, x: Tensor, draws: Draws) -> Tensor:
+        raise TypeError("tokens have no Brownian noise: they move by rates alone")
+
+    def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
+        rates = triplet.rates
+        if rates is None:
+            return x
+        chance = -torch.expm1(-h * torch.as_tensor(rates.total(), device=x.device))
+        whether = draws.fork(WHETHER).uniform(x.shape)
+        where = draws.fork(WHERE).uniform(x.shape)
+        # Given a jump, whether / chance is again uniform: it chooses the term.
+        landing = rates.land(whether / chance, where)
+        return torch.where(whether < chance, landing.to(x.dtype), x)

@@ -1,0 +1,118 @@
+"""Files that are either whole or not there: tensors by safetensors, with checksums, written atomically.
+
+A file is written beside its place, forced to the disk, and renamed into place in one step; a process killed at any
+moment leaves the old file or the new one. safetensors notices a file that is cut short but not one with a flipped bit,
+so a CRC-32 of every tensor and of the text travels along. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["checksum", "read_tensors", "replace_file", "write_tensors"]
+
+_TEXT, _CHECK = "genmatch", "genmatch_crc32"
+
+
+def replace_file(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
+    """Put what ``write`` writes at ``path`` atomically; what stood there moves to ``previous``, if given.
+
+    There is a whole file at ``path`` at every moment after the first call returns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".part")
+    fresh.unlink(missing_ok=True)
+    write(fresh)
+    _flush(fresh)
+    if previous is not None and path.exists():
+        keep = previous.with_name(previous.name + ".part")
+        keep.unlink(missing_ok=True)
+        try:
+            os.link(path, keep)  # a second name rather than a rename: `path` is never missing
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, keep)
+            _flush(keep)
+        os.replace(keep, previous)
+    os.replace(fresh, path)
+    if hasattr(os, "O_DIRECTORY"):
+        _flush(path.parent)  # makes the new names last
+
+
+def _flush(path: Path) -> None:
+    # Windows can flush a file only through a handle that may write.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """CRC-32 of the bytes of tensors, in order."""
+    value = 0
+    for tensor in tensors:
+        data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        value = zlib.crc32(data.numpy(), value)
+    return value
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], previous: Path | None = None
+) -> None:
+    """Write tensors and a JSON-able dict to ``path`` atomically; see :func:`replace_file`."""
+    host = {name: _independent(tensor) for name, tensor in tensors.items()}
+    sums = {name: checksum([tensor]) for name, tensor in host.items()}
+    text = json.dumps({"metadata": metadata, "checksums": sums})
+    header = {_TEXT: text, _CHECK: str(zlib.crc32(text.encode()))}
+    replace_file(path, lambda part: save_file(host, str(part), metadata=header), previous)
+
+
+def _independent(tensor: Tensor) -> Tensor:
+    """On the host, contiguous, alone in its memory, as safetensors asks."""
+    host = tensor.detach().to("cpu").contiguous()
+    alone = host.untyped_storage().nbytes() == host.numel() * host.element_size()
+    return host if alone else host.clone()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata; ``{}`` where another program wrote it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a safetensors file, is cut short, or a checksum does not agree.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            # Cloned: safetensors maps the file, which the next checkpoint replaces, at addresses that are not aligned.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    text = header.get(_TEXT)
+    if text is None:
+        return tensors, {}
+    if header.get(_CHECK) != str(zlib.crc32(text.encode())):
+        raise ValueError(f"{path} is damaged: the checksum of its metadata does not agree")
+    content = json.loads(text)
+    if content["checksums"].keys() != tensors.keys():
+        raise ValueError(f"{path} is damaged: it does not hold the tensors that it lists")
+    for name, tensor in tensors.items():
+        if checksum([tensor]) != content["checksums"][name]:
+            raise ValueError(f"{path} is damaged: the checksum of {name!r} does not agree")
+    return tensors, content["metadata"]
