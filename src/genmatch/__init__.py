@@ -17,6 +17,7 @@ _MODULES = (
     "diffusivity",
     "divergences",
     "grids",
+    "guidance",
     "metrics",
     "nn",
     "paths",
@@ -53,10 +54,38 @@ _NAMES = {
 }
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from . import (
-        couplings as couplings,
+        couplings,
+        data,
+        diffusivity,
+        divergences,
+        grids,
+        guidance,
+        metrics,
+        nn,
+        paths,
+        predict,
+        schedules,
+        solvers,
+        spaces,
+        times,
+        training,
+        viz,
+        weights,
+        worlds,
     )
+    from .couplings import Coupling
+    from .generators import CTMC, Diffusion, Flow, Generator, Langevin, Superposition
+    from .losses import matching_loss
+    from .paths import GaussianPath, MixturePath, Path
+    from .predict import Predictor
+    from .random import Draws
+    from .sampling import sample
+    from .schedules import Schedule
+    from .solvers import Solver
+    from .spaces import Space
+    from .triplet import Rates, Triplet
 
 
 def __getattr__(name: str):

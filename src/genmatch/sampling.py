@@ -17,7 +17,7 @@ from .generators import Operator
 from .paths import GaussianPath
 from .predict.predictor import check_condition
 from .random import Draws
-from .solvers import Euler, Exponential, Field, Solver
+from .solvers import Euler, Exponential, Field, RungeKutta, Solver
 
 __all__ = ["default_solver", "sample"]
 
@@ -173,15 +173,18 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
             raise ValueError("give times alone, or steps with start and stop: times say where it starts and stops")
         grid = _read_times(times)
     else:
-        begin = _begin(field, solver) if start is None and (stop is None or stop > 0) else start
-        grid = grids.uniform(STEPS if steps is None else steps, begin, 1.0 if stop is None else stop)
+        steps, finish = STEPS if steps is None else steps, 1.0 if stop is None else stop
+        begin = 0.0 if start is None else start
+        grid = grids.uniform(steps, begin, finish)
+        field.at(torch.cat([grid, grid.new_tensor([0.0, 1.0])]))  # the numbers of all times in one call
+        if start is None and _begin(field, solver) > 0:
+            grid = grids.uniform(steps, _begin(field, solver), finish)
     if not solver.defined(field, float(grid[0])):
         raise ValueError(
             f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "
             "start inside (0, 1) by start=, or use gm.solvers.Exponential(), which is exact where the noise is infinite"
         )
-    instant = field.operator.path.at(grid[:1]).rows()[0]
-    path = field.operator.path
+    instant, path = field.at(grid[:1])[0].models[0], field.operator.path
     if from_source and isinstance(path, GaussianPath) and grid[0] == 0 and instant.alpha > 0.05 * instant.sigma:
         warnings.warn(
             f"{path!r} does not start in noise: alpha_0 = {instant.alpha:.3g}, sigma_0 = {instant.sigma:.3g}, so pure noise "
@@ -196,12 +199,15 @@ def _begin(field: Field, solver: Solver) -> float:
     """0, or for a network that cannot tell the data there the time at which it can."""
     if solver.defined(field, 0.0):
         return 0.0
-    zero = torch.zeros(1, dtype=torch.float64)
+    (zero,) = field.at(torch.zeros(1, dtype=torch.float64))
+    variance = field.probe(zero).variance
+    if isinstance(solver, RungeKutta) and variance is not None and not math.isfinite(float(variance)):
+        return 0.0  # infinite noise is no fault of a network: this solver cannot start there, and says so
     starts = [0.0]
-    for model in field.operator.models:
-        if not model.reads(model.at(zero).rows()[0]):  # type: ignore[operator]
-            schedule = model.path.schedule  # type: ignore[union-attr]
-            starts.append(schedule.inverse_log_snr(torch.tensor([BLIND_LOG_SNR])).item())  # type: ignore
+    for model, instant in zip(field.models, zero.models, strict=True):
+        if not model.reads(instant):
+            blind = torch.tensor([BLIND_LOG_SNR], dtype=torch.float64)
+            starts.append(model.path.schedule.inverse_log_snr(blind).item())
     return max(starts)
 
 

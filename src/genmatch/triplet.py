@@ -88,7 +88,7 @@ class Rates:
         return landings.gather(0, chosen[None])[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Triplet:
     r"""A generator's value: drift ``(B, *S)``, variance ``(B, *S)`` or broadcastable, and :class:`Rates`.
 

@@ -112,7 +112,7 @@ def _zip(
             except (RuntimeError, NotImplementedError) as error:  # encrypted; packed by a method unknown to Python
                 raise ValueError(f"{path}: entry {info.filename!r} cannot be read: {error}") from error
             if len(content) != info.file_size:
-                raise ValueError(f"{path}: entry {name!r} has {len(content)} bytes, {info.file_size} expected")
+                raise ValueError(_short(path, name, content, info.file_size))
             yield name, content
 
 
@@ -131,7 +131,7 @@ def _tar(path: Path, unpacked: BinaryIO, wanted: Callable[[str], bool], max_byte
             stream.seek(member.offset_data)
             content = stream.read(member.size)
             if len(content) != member.size:
-                raise ValueError(f"{path}: entry {name!r} has {len(content)} bytes, {member.size} expected")
+                raise ValueError(_short(path, name, content, member.size))
             yield name, content
     if stream.last != bytes(_BLOCK):
         raise ValueError(f"{path} is damaged or truncated: no end mark after its last entry")
@@ -174,3 +174,7 @@ def _check_name(archive: Path, name: str) -> str:
 def _check_size(archive: Path, name: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise ValueError(f"{archive}: {name!r} has {size} bytes, at most {max_bytes} expected")
+
+
+def _short(archive: Path, name: str, content: bytes, size: int) -> str:
+    return f"{archive} is damaged or truncated: entry {name!r} has {len(content)} bytes, {size} expected"

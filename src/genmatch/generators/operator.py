@@ -42,9 +42,12 @@ class Operator(nn.Module, ABC):
     holds every tensor once.
     """
 
+    _which: tuple[int, ...]  # the network that each term reads
+
     def __init__(self, models: Iterable[Predictor]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(dict.fromkeys(models))
+        self._models = tuple(dict.fromkeys(models))  # a tuple beside the list: access to it costs nothing in a step
+        self.models = nn.ModuleList(self._models)
 
     @property
     @abstractmethod
@@ -54,7 +57,7 @@ class Operator(nn.Module, ABC):
     @property
     def path(self) -> Path:
         """The path that is carried."""
-        return self.models[0].path  # type: ignore[return-value]
+        return self._models[0].path
 
     def at(self, t: Tensor, until: Tensor | None = None) -> list[OperatorInstant]:
         """The numbers of a float64 vector of times, one by one, as host floats.
@@ -63,7 +66,7 @@ class Operator(nn.Module, ABC):
         speeds must add to 1 at every time.
         """
         times = t.tolist()
-        models = [model.at(t, until).rows() for model in self.models]  # type: ignore[operator]
+        models = [model.at(t, until).rows() for model in self._models]
         weights = [tuple(_weigh(w, time) for w, _ in self.terms) for time in times]
         self._check_speed(times, weights)
         return [OperatorInstant(*row) for row in zip(times, zip(*models, strict=True), weights, strict=True)]
@@ -71,19 +74,21 @@ class Operator(nn.Module, ABC):
     def predict(self, x: Tensor, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
         """The prediction of each network at ``x``, each run once."""
         return tuple(
-            model.prediction(x, i, model.native(x, i, condition))  # type: ignore[operator]
-            for model, i in zip(self.models, instant.models, strict=True)
+            [
+                model.prediction(x, i, model.native(x, i, condition))
+                for model, i in zip(self._models, instant.models, strict=True)
+            ]
         )
 
     def read(self, x: Tensor, instant: OperatorInstant, predictions: Sequence[Any]) -> Triplet:
         """The triplet at ``x`` from given predictions: the weighted sum of the terms'."""
-        by_model = dict(zip(self.models, predictions, strict=True))
         total = None
-        for weight, (_, generator) in zip(instant.weights, self.terms, strict=True):
-            if isinstance(weight, float) and weight == 0.0:
+        for weight, (_, generator), which in zip(instant.weights, self.terms, self._which, strict=True):
+            host = isinstance(weight, float)
+            if host and weight == 0.0:
                 continue
-            triplet = generator.triplet(x, instant.t, by_model[generator.model])
-            if not (isinstance(weight, float) and weight == 1.0):
+            triplet = generator.triplet(x, instant.t, predictions[which])
+            if not (host and weight == 1.0):
                 triplet = weight * triplet
             total = triplet if total is None else total + triplet
         return Triplet() if total is None else total
@@ -99,7 +104,7 @@ class Operator(nn.Module, ABC):
         """The numbers of a user's time, to broadcast against ``x``."""
         if isinstance(t, OperatorInstant):
             return t
-        models = tuple(model.instant(t, x) for model in self.models)  # type: ignore[operator]
+        models = tuple(model.instant(t, x) for model in self._models)
         time = models[0].t
         return OperatorInstant(time, models, tuple(_weigh(w, time) for w, _ in self.terms))
 
@@ -173,11 +178,12 @@ class Generator(Operator):
                 f"got {type(model).__name__}"
             )
         super().__init__([model])
+        self._which = (0,)
 
     @property
     def model(self) -> Predictor:
         """The network it reads."""
-        return self.models[0]  # type: ignore[return-value]
+        return self._models[0]
 
     @property
     def terms(self) -> tuple[tuple[Weight, Generator], ...]:
@@ -239,6 +245,7 @@ class Superposition(Operator):
                 merged[same] = (_plus(merged[same][0], weight), generator)
         super().__init__(generator.model for _, generator in merged)
         self._terms = tuple(merged)
+        self._which = tuple(self._models.index(generator.model) for _, generator in merged)
         self.own = nn.ModuleList(_Own(generator) for _, generator in merged)
 
     @property

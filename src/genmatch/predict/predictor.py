@@ -79,7 +79,7 @@ def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> T
     if isinstance(time, Tensor):
         time = time.to(x.device, dtype).reshape(-1).expand(len(x))
     else:
-        time = torch.full((len(x),), time, dtype=dtype, device=x.device)
+        time = x.new_full((len(x),), time, dtype=dtype)
     return network(x, time, **condition) if condition else network(x, time)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..paths import GaussianPath
 from ..schedules import Number, along_batch
 from .affine import Affine, Prediction
-from .predictor import Condition, Predictor
+from .predictor import Condition
+from .wrapper import Wrapper
 
 __all__ = ["Reschedule"]
 
@@ -37,7 +38,7 @@ class _Both(NamedTuple):
         return _Both(*(along_batch(f, x) for f in self[:5]), self.inner.broadcast(x))  # type: ignore
 
 
-class Reschedule(Predictor):
+class Reschedule(Wrapper):
     r"""A trained predictor on a new path: change of schedule after training.
 
     States of equal signal-to-noise ratio differ by a factor only, :math:`\bar x_r = c_r\,x_{t(r)}` with
@@ -58,7 +59,7 @@ class Reschedule(Predictor):
     kind = "rescheduled"
 
     def __init__(self, model: Affine, path: GaussianPath) -> None:
-        super().__init__()
+        super().__init__(model)
         if not isinstance(model, Affine):
             raise TypeError(f"only predictors on Gaussian paths can be rescheduled, got {type(model).__name__}")
         if not isinstance(path, GaussianPath):
@@ -70,7 +71,7 @@ class Reschedule(Predictor):
                 f"the paths must share source and coupling, got {model.path!r} and {path!r}: another schedule "
                 "is a change of clock and scale, another source or pairing is another model"
             )
-        self.model, self.path, self.divergence = model, path, model.divergence
+        self.path = path
 
     def at(self, t: Tensor, until: Tensor | None = None) -> _Both:
         """The numbers of both paths."""
@@ -86,10 +87,6 @@ class Reschedule(Predictor):
         """The readings on the new path."""
         return Prediction(self, x, instant, native)  # type: ignore[arg-type]
 
-    def blank(self, x: Tensor) -> Tensor:
-        """As the model's."""
-        return self.model.blank(x)
-
     def coefficients(self, instant: _Both, p: Number, q: Number) -> tuple[Number, Number]:
         """Data and noise are the same on both paths; the state is not."""
         a, b = self.model.coefficients(instant.inner, p, q)  # type: ignore[arg-type]
@@ -98,18 +95,6 @@ class Reschedule(Predictor):
     def reads(self, instant: _Both) -> bool:
         """As the model at its own time."""
         return self.model.reads(instant.inner)  # type: ignore[arg-type]
-
-    def target(self, x0: Tensor, x1: Tensor, instant: _Both) -> Tensor:
-        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
-
-    def scored(self, x: Tensor, x1: Tensor) -> tuple[None, None]:
-        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
-
-    def per_data(self, instant: _Both) -> Number:
-        raise TypeError("a rescheduled predictor is not trained: train the predictor it wraps")
-
-    def extra_repr(self) -> str:
-        return f"path={self.path!r}"
 
 
 def _ratio(instant: _Both) -> Number:

@@ -106,30 +106,26 @@ class _Semilinear(Solver):
     def defined(self, field: Field, t: float) -> bool:
         """Whether data and noise can be read off the network at ``t``."""
         self._refuse(field)
-        instant = field.operator.models[0].at(torch.tensor([t], dtype=torch.float64)).rows()[0]  # type: ignore
-        return field.operator.models[0].reads(instant)  # type: ignore[operator]
+        (instant,) = field.at(torch.tensor([t], dtype=torch.float64))
+        return field.models[0].reads(instant.models[0])
 
     def plan(self, field: Field, times: Tensor) -> list[Transition]:
         """Two coefficients a step, and those of noise and history where there are any."""
         self._refuse(field)
-        operator = field.operator
-        model: Any = operator.models[0]
-        now = operator.path.at(times)
+        model = field.models[0]
+        instants = field.at(times)
+        values = torch.tensor([i.models[0][:5] for i in instants], dtype=torch.float64)
+        now = Instant(*values.unbind(1))
         factor, std = self.damping(field, _part(now, slice(None, -1)), _part(now, slice(1, None)))
         slopes = self.slopes(field, times, now)
-        rows = now.rows()
-        forwards = bool(times[-1] > times[0])
-        history = (1.0, 0.0) if forwards else (0.0, 1.0)
         used = [i for i, slope in enumerate(slopes) if slope]
+        history = (1.0, 0.0) if bool(times[-1] > times[0]) else (0.0, 1.0)
         plan = []
-        instants = operator.at(times[:-1])
-        for i, (instant, damp, noise) in enumerate(zip(instants, factor.tolist(), std.tolist(), strict=True)):
-            end = rows[i + 1]
-            a, b = model.coefficients(instant.models[0], end.alpha, end.sigma * damp)
-            past = None
-            if used and used[0] - 1 <= i <= used[-1]:
-                past = model.coefficients(instant.models[0], *history)
-            plan.append(Transition(instant, a, b, noise, slopes[i], past))
+        for i, (damp, noise) in enumerate(zip(factor.tolist(), std.tolist(), strict=True)):
+            start, end = instants[i].models[0], instants[i + 1].models[0]
+            a, b = model.coefficients(start, end.alpha, end.sigma * damp)
+            past = model.coefficients(start, *history) if used and used[0] - 1 <= i <= used[-1] else None
+            plan.append(Transition(instants[i], a, b, noise, slopes[i], past))
         return plan
 
     def evaluations(self, plan: Sequence[Transition]) -> int:

@@ -31,13 +31,29 @@ class Field:
         Bool ``(B, *S)``: token positions that do not move.
     """
 
-    __slots__ = ("condition", "fixed", "like", "operator", "space")
+    __slots__ = ("_known", "condition", "fixed", "like", "models", "operator", "space")
 
     def __init__(
         self, operator: Operator, like: Tensor, condition: Condition = None, fixed: Tensor | None = None
     ) -> None:
         self.operator, self.like, self.condition, self.fixed = operator, like, condition, fixed
         self.space: Space = operator.path.space
+        self.models: tuple[Any, ...] = tuple(operator.models)
+        self._known: dict[tuple[float, float | None], OperatorInstant] = {}
+
+    def at(self, times: Tensor, until: Tensor | None = None) -> list[OperatorInstant]:
+        """The operator's numbers at float64 ``times``; those that were asked before are remembered.
+
+        A schedule's derivatives cost as much for one time as for a thousand, so a plan asks for all at once.
+        """
+        ends: list[Any] = [None] * len(times) if until is None else until.tolist()
+        keys = list(zip(times.tolist(), ends, strict=True))
+        missing = [i for i, key in enumerate(keys) if key not in self._known]
+        if missing:
+            rows = torch.tensor(missing)
+            found = self.operator.at(times[rows], None if until is None else until[rows])
+            self._known.update(zip([keys[i] for i in missing], found, strict=True))
+        return [self._known[key] for key in keys]
 
     def __call__(self, x: Tensor, instant: OperatorInstant) -> Triplet:
         """The triplet at ``x``: each network runs once."""
@@ -50,15 +66,13 @@ class Field:
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
         """The output of the only network."""
-        (model,) = self.operator.models
-        return model.native(x, instant.models[0], self.condition)  # type: ignore[operator]
+        return self.models[0].native(x, instant.models[0], self.condition)
 
     def probe(self, instant: OperatorInstant) -> Triplet:
         """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""
         x = torch.ones_like(self.like[:1])
         made_up: list[Any] = [
-            model.prediction(x, i, model.blank(x))  # type: ignore[operator]
-            for model, i in zip(self.operator.models, instant.models, strict=True)
+            model.prediction(x, i, model.blank(x)) for model, i in zip(self.models, instant.models, strict=True)
         ]
         return self.operator.read(x, instant, made_up)
 

@@ -53,23 +53,26 @@ class RungeKutta(Solver):
 
     def defined(self, field: Field, t: float) -> bool:
         """Whether drift and variance are finite at ``t``."""
-        return field.finite(_instants(field, torch.tensor([t], dtype=torch.float64))[0])
+        return field.finite(field.at(torch.tensor([t], dtype=torch.float64))[0])
 
     def plan(self, field: Field, times: Tensor) -> list[Step]:
         """Stage times and the numbers at them; the jump hazard averaged over each step."""
         starts, ends = times[:-1], times[1:]
         h = ends - starts
-        # A stage at c = 1 is at the exact grid point.
-        stages = [starts + c * h if c < 1 else ends for c in self.c]
-        single = len(self.c) == 1
-        rows = [_instants(field, stage, ends if single else None) for stage in stages]
-        parts = field.probe(rows[0][len(starts) // 2]).parts
+        parts = field.probe(field.at(starts[:1])[0]).parts
         refuse_parts(self, parts, _offers(parts))
-        if not single and "variance" in parts and not all(g.additive for _, g in field.operator.terms):
+        if len(self.c) > 1 and "variance" in parts and not all(g.additive for _, g in field.operator.terms):
             raise ValueError(
                 f"{type(self).__name__} needs additive noise, the same at every state: a method of several stages "
                 "would converge to another law. Use gm.solvers.Euler()"
             )
+        if "rates" in parts:
+            rows = [field.at(starts, ends)]
+        else:
+            # A stage at c = 1 is at the exact grid point.
+            stages = torch.cat([starts + c * h if c < 1 else ends for c in self.c])
+            every = field.at(stages)
+            rows = [every[i : i + len(h)] for i in range(0, len(every), len(h))]
         for stage_rows in rows:
             refuse_negative(field, stage_rows)
         plan = [Step(float(length), tuple(row)) for length, *row in zip(h.tolist(), *rows, strict=True)]
@@ -135,10 +138,6 @@ class RK4(RungeKutta):
     a, b, c = ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0)
     order = 4
     parts = frozenset({"drift"})
-
-
-def _instants(field: Field, t: Tensor, until: Tensor | None = None) -> list[OperatorInstant]:
-    return field.operator.at(t, until)
 
 
 def _combine(weights: tuple[float, ...], slopes: list[Triplet]) -> Triplet:
