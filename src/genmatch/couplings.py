@@ -75,11 +75,19 @@ class OT(Coupling):
     def __call__(self, x0: Tensor, x1: Tensor, condition: Condition, draws: Draws) -> tuple[Tensor, Tensor, Condition]:
         if not (x0.is_floating_point() and x1.is_floating_point()):
             raise TypeError(f"optimal transport pairs continuous states, got {x0.dtype} and {x1.dtype}")
+        if x0.shape != x1.shape:
+            raise ValueError(f"x0 and x1 must have one shape (B, *S), got {tuple(x0.shape)} and {tuple(x1.shape)}")
         with torch.no_grad():
-            flat0, flat1 = x0.reshape(len(x0), -1).float(), x1.reshape(len(x1), -1).float()
+            flat0, flat1 = (_centred(x.reshape(len(x), -1)) for x in (x0, x1))
             # |x1|^2 - 2 x1.x0 + |x0|^2: the squared norms are the same for every pairing, so the product decides.
             cost = -(flat1 @ flat0.T).cpu()
             if not bool(cost.isfinite().all()):
                 raise ValueError("optimal transport got non-finite samples: check the data for NaN")
             _, columns = linear_sum_assignment(cost.numpy())
         return x0[torch.as_tensor(columns, device=x0.device)], x1, condition
+
+
+def _centred(x: Tensor) -> Tensor:
+    """Less their mean, in float32 at least: a shift costs every pairing the same, and drowns the differences."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x - x.mean(0)

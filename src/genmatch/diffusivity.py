@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .quadrature import integrate
-from .schedules import Instant, Number, Schedule, check_positive
+from .schedules import Instant, Number, Schedule, check_positive, divide
 
 __all__ = ["Constant", "Diffusivity", "EndpointSafe", "Function", "Memoryless"]
 
@@ -148,12 +148,3 @@ def _exposure(diffusivity: Diffusivity, schedule: Schedule, start: Tensor, stop:
         return torch.as_tensor(diffusivity.per_sigma(instant), dtype=t.dtype) / (2 * instant.sigma)
 
     return integrate(integrand, start, stop)
-
-
-def divide(numerator: Number, denominator: Number) -> Number:
-    """A quotient that is infinite (or nan) where the denominator is zero, for host floats as for tensors."""
-    if isinstance(denominator, Tensor) or denominator:
-        return numerator / denominator
-    if isinstance(numerator, Tensor):
-        return numerator / torch.zeros_like(numerator)
-    return float("nan") if numerator == 0 or numerator != numerator else float("inf") * (1 if numerator > 0 else -1)

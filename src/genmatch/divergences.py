@@ -69,8 +69,17 @@ class CrossEntropy(Divergence):
     """
 
     def __call__(self, target: Tensor, prediction: Tensor) -> Tensor:
+        count = prediction.shape[-1]
+        if target.device.type == "cpu" and not torch.compiler.is_compiling():
+            outside = (target < 0) | (target >= count)
+            if bool(outside.any()):
+                raise ValueError(
+                    f"targets must be in [0, {count}), got {int(target[outside][0])}: is the mask or the padding "
+                    "among the data?"
+                )
         logits = prediction.movedim(-1, 1) if prediction.ndim > 2 else prediction
-        return F.cross_entropy(logits.float(), target.long(), reduction="none")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, target.long(), reduction="none")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from .schedules import Schedule, check_positive
 
 __all__ = ["karras", "log_snr", "quadratic", "shifted", "uniform"]
 
+_ROUNDING = 1e-9
+
 
 def uniform(steps: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
     """Equal steps in t. From data to noise if ``start > stop``."""
@@ -56,19 +58,20 @@ def karras(
     check_positive("sigma_max", sigma_max)
     check_positive("rho", rho)
     first, last = (-schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)) / 2).exp().tolist()
-    reaches = last >= sigma_min
+    # Levels that differ by rounding are the same: no step of 1e-9 at either end.
+    ends_above, starts_below = last >= sigma_min * (1 - _ROUNDING), first <= sigma_max * (1 + _ROUNDING)
     low, high = max(sigma_min, last), min(sigma_max, first)
     if low >= high:
         raise ValueError(
             f"no noise level between sigma_min={sigma_min} and sigma_max={sigma_max} is on this schedule, "
             f"which covers {last:g} to {first:g}"
         )
-    ramp = _fractions(steps) if reaches else _fractions(max(steps - 1, 1))[:steps]
+    ramp = _fractions(steps) if ends_above else _fractions(max(steps - 1, 1))[:steps]
     levels = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     times = schedule.inverse_log_snr(-2 * levels.log())
-    if high == first:
+    if starts_below:
         times[0] = 0.0
-    if reaches:
+    if ends_above:
         times[-1] = 1.0
         return _distinct(times)
     return _distinct(torch.cat([times, torch.ones(1, dtype=torch.float64)]))

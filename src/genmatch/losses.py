@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from .generators import Operator
+from .paths import Path
 from .paths.path import BETWEEN, check_pair
 from .predict import Predictor
 from .predict.predictor import Condition, check_condition
 from .random import Draws
-from .schedules import Number
+from .schedules import Instant, Number
 from .times import TimeLaw, Uniform
 
 __all__ = ["matching_loss"]
 
 TIMES = 7  # stream of a loss's draws
+TINY = 1e-9  # least alpha and sigma that a weight sees: at 0 it would be 0 times infinity; its square is a float32
 
 
 def matching_loss(
@@ -78,13 +80,16 @@ def matching_loss(
         On wrong shapes, dtypes or times, NaN in the data (seen on a CPU; on a GPU looking would make it wait), tokens
         outside the vocabulary, conditions of another length.
     """
-    if isinstance(model, Operator) or not isinstance(model, Predictor):
-        hint = ": train the network it reads, matching_loss(generator.model, ...)" if isinstance(model, Operator) else ""
-        raise TypeError(f"matching_loss takes a predictor such as gm.predict.Velocity, got {type(model).__name__}{hint}")
+    if not isinstance(model, Predictor):
+        hint = ": train the network it reads, generator.model" if isinstance(model, Operator) else ""
+        raise TypeError(
+            f"matching_loss takes a predictor such as gm.predict.Velocity, got {type(model).__name__}{hint}"
+        )
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     path = model.path
-    path.space.check(x1)
+    _check_options(time, weight)
+    _check_state("x1", x1, path)
     if not len(x1):
         raise ValueError(f"the batch is empty: x1 has shape {tuple(x1.shape)}")
     check_condition(condition, len(x1))
@@ -92,7 +97,9 @@ def matching_loss(
     if x0 is None:
         x0 = path.draw_source(tuple(x1.shape), draws).to(x1.dtype)
     else:
-        path.space.check(x0)
+        _check_state("x0", x0, path)
+        if x0.dtype != x1.dtype:
+            raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}: convert one with .to(...)")
     check_pair(x0, x1)
     x0, x1, condition = path.pair(x0, x1, condition, draws)
     if t is None:
@@ -118,14 +125,45 @@ def _reduce(model, loss, x, x1, instant, weight, fixed, reduction) -> Tensor:
     loss = loss.flatten(1)
     loss = loss.mean(1) if counted is None else loss.sum(1) / counted.flatten(1).sum(1).clamp(min=1)
     if weight is not None:
-        factor = torch.as_tensor(weight(instant) * model.per_data(instant), device=loss.device, dtype=loss.dtype)
+        inside = _inside(instant)
+        factor = torch.as_tensor(weight(inside) * model.per_data(inside), device=loss.device, dtype=loss.dtype)
         loss = loss * factor.reshape(-1)
     return loss.mean() if reduction == "mean" else loss
+
+
+def _inside(instant: Any) -> Any:
+    if not isinstance(instant, Instant):
+        return instant
+
+    def raised(value: Number) -> Number:
+        return value.clamp(min=TINY) if isinstance(value, Tensor) else max(value, TINY)
+
+    return Instant(
+        instant.t,
+        raised(instant.alpha),
+        raised(instant.sigma),
+        derive=lambda: (instant.alpha_dot, instant.sigma_dot),
+    )
+
+
+def _check_options(time: TimeLaw | None, weight: Callable[[Any], Number] | None) -> None:
+    if time is not None and not isinstance(time, TimeLaw):
+        raise TypeError(f"time is a law such as gm.times.LogitNormal(), got {time!r}; times themselves are given as t=")
+    if weight is not None and (isinstance(weight, type) or not callable(weight)):
+        raise TypeError(f"weight is a function of an instant such as gm.weights.MinSNR(), got {weight!r}")
+
+
+def _check_state(name: str, x: Tensor, path: Path) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, *S), got {type(x).__name__}")
+    path.space.check(x)
 
 
 def _choose_draws(draws: Draws | None, seed: int | None, x1: Tensor) -> Draws:
     if draws is None:
         return Draws(seed, len(x1), device=x1.device)
+    if not isinstance(draws, Draws):
+        raise TypeError(f"draws must be genmatch.Draws(seed, {len(x1)}), got {type(draws).__name__}")
     if seed is not None:
         raise ValueError("give draws or a seed, not both")
     if draws.samples != len(x1):

@@ -106,14 +106,17 @@ class Draws:
             seed = int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64))
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an integer or None, got {type(seed).__name__}")
+        for name, value in (("samples", samples), ("first_index", first_index), ("step", step), ("stream", stream)):
+            _check_integer(name, value)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {seed}")
         if not 0 <= first_index <= first_index + samples <= 2**32:
             raise ValueError(
                 f"sample indices must be in [0, 2**32), got first_index={first_index} with {samples} samples"
             )
-        if not 0 <= step < 2**32:
-            raise ValueError(f"step must be in [0, 2**32), got {step}")
+        for name, value in (("step", step), ("stream", stream)):
+            if not 0 <= value < 2**32:
+                raise ValueError(f"{name} must be in [0, 2**32), got {value}")
         self.seed, self.samples, self.first_index = seed, samples, first_index
         self.step, self.stream = step, stream
         self.device = torch.device("cpu" if device is None else device)
@@ -121,6 +124,7 @@ class Draws:
 
     def at(self, step: int) -> Draws:
         """The draws of another step, same samples and stream."""
+        _check_integer("step", step)
         if not 0 <= step < 2**32:
             raise ValueError(f"step must be in [0, 2**32), got {step}")
         return self._with(step, self.stream, None)
@@ -138,7 +142,7 @@ class Draws:
 
     def fork(self, stream: int) -> Draws:
         """An independent stream, ``stream`` in ``[1, 256)``; forks nest up to four deep."""
-        if not 1 <= stream < 256:
+        if not isinstance(stream, int) or not 1 <= stream < 256:
             raise ValueError(f"a stream is an integer in [1, 256), got {stream}")
         if self.stream >= 1 << 24:
             raise ValueError("streams can be forked four deep at most")
@@ -150,6 +154,9 @@ class Draws:
         The numbers are those of ``[self.at(i) for i in range(count)]``; only the cost differs: for a small state
         the cost of Philox is the number of kernels it launches, and one launch serves many steps.
         """
+        _check_integer("count", count)
+        if not 0 <= count <= 2**32:
+            raise ValueError(f"count must be in [0, 2**32], got {count}")
         ahead = _Ahead(count)
         return [self._with(i, self.stream, ahead) for i in range(count)]
 
@@ -163,6 +170,7 @@ class Draws:
 
     def integers(self, shape: Sequence[int], high: int) -> Tensor:
         """Integers in ``[0, high)``, int64, of ``shape`` ``(B, *S)``; ``high <= 2**31``."""
+        _check_integer("high", high)
         if not 1 <= high <= 2**31:
             raise ValueError(f"high must be in [1, 2**31], got {high}")
         # The high word of word * high: its bias, below high / 2**32, is smaller than any test of ours could see.
@@ -211,18 +219,26 @@ class _Ahead:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._memo: dict[tuple, tuple[int, tuple[Tensor, ...]]] = {}
+        self._memo: dict[tuple, tuple[int, list[Tensor | None]]] = {}
 
     def take(self, draws: Draws, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
         key = (draws.stream, shape, dtype, transform)
-        first, numbers = self._memo.get(key, (0, ()))
+        first, numbers = self._memo.get(key, (0, []))
         if not first <= draws.step < first + len(numbers):
             first = draws.step
             size = max(1, math.prod(shape))
             steps = max(1, min(self.count - first, _LOOKAHEAD // size))
-            numbers = transform(draws._philox(shape, first, steps), (steps, *shape), dtype).unbind(0)
+            numbers = list(transform(draws._philox(shape, first, steps), (steps, *shape), dtype).unbind(0))
             self._memo[key] = (first, numbers)
-        return numbers[draws.step - first]
+        taken, numbers[draws.step - first] = numbers[draws.step - first], None
+        if taken is None:  # handed out before, and perhaps changed in place since: made anew
+            return transform(draws._philox(shape, draws.step, 1), (1, *shape), dtype)[0]
+        return taken
+
+
+def _check_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
 
 
 def _words(words: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:

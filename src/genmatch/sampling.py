@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from . import grids
 from .generators import Operator
-from .paths import GaussianPath
+from .paths import GaussianPath, Path
 from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, RungeKutta, Solver
@@ -22,6 +22,8 @@ from .solvers import Euler, Exponential, Field, RungeKutta, Solver
 __all__ = ["default_solver", "sample"]
 
 STEPS = 50
+TOKEN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+NOISY = 0.05  # alpha / sigma, or kappa, up to which the source stands for the path
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
 
 
@@ -61,8 +63,8 @@ def sample(
     solver
         :class:`~genmatch.solvers.Exponential` on a Gaussian path, :class:`~genmatch.solvers.Euler` elsewhere.
     seed, first_index
-        Every draw is a function of the seed and of a sample's index, ``first_index`` and on: batches, shards and devices
-        get the same numbers. Without a seed one is taken from torch's global generator.
+        Every draw is a function of the seed and of a sample's index, ``first_index`` and on: batches, shards and
+        devices get the same numbers. Without a seed one is taken from torch's global generator.
     condition
         Tensors with B rows, passed to the networks by name.
     fixed
@@ -106,8 +108,12 @@ def sample(
     given, shape, device, dtype = _read_state(generator, shape_or_state, device, dtype)
     check_condition(condition, shape[0])
     _check_fixed(fixed, given, generator)
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
+        raise TypeError(f"batch_size must be an integer, got {type(batch_size).__name__}")
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of (i, t, x), got {type(callback).__name__}")
     seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
     size = min(shape[0], batch_size or shape[0])
 
@@ -142,7 +148,7 @@ class _Run(NamedTuple):
 def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback, check, bar) -> Tensor:
     solver = run.solver
     carry = solver.start(field, x)
-    states = [x]
+    states = [x] if trajectory else []
     for i, (c, now) in enumerate(zip(run.plan, draws.steps(len(run.plan)), strict=True), start=1):
         x, carry = solver.step(field, x, c, now, carry)
         if trajectory:
@@ -180,19 +186,37 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
         if start is None and _begin(field, solver) > 0:
             grid = grids.uniform(steps, _begin(field, solver), finish)
     if not solver.defined(field, float(grid[0])):
+        other = ", or use gm.solvers.Exponential(), which is exact where the noise is infinite"
         raise ValueError(
             f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "
-            "start inside (0, 1) by start=, or use gm.solvers.Exponential(), which is exact where the noise is infinite"
+            f"start a little inside (0, 1), by start={abs(float(grid[0]) - 0.01):g} say"
+            + (other if isinstance(solver, RungeKutta) else "")
         )
-    instant, path = field.at(grid[:1])[0].models[0], field.operator.path
-    if from_source and isinstance(path, GaussianPath) and grid[0] == 0 and instant.alpha > 0.05 * instant.sigma:
-        warnings.warn(
-            f"{path!r} does not start in noise: alpha_0 = {instant.alpha:.3g}, sigma_0 = {instant.sigma:.3g}, so pure noise "
-            "is not its p_0. Pass states drawn from p_0, alpha_0 * x1 + sigma_0 * noise, instead of a shape",
-            UserWarning,
-            stacklevel=3,
-        )
+    instant = field.at(grid[:1])[0].models[0]
+    if from_source:
+        _check_noise(field.operator.path, instant, falls=bool(grid[-1] < grid[0]), told=start is not None)
     return _Run(solver, grid.tolist(), solver.plan(field, grid), instant)
+
+
+def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:
+    """Raise or warn unless a sample of the source, scaled, is near enough a sample of p_t at the start."""
+    if falls:
+        raise ValueError("from data to noise the states at the start are data: pass them instead of a shape")
+    if isinstance(path, GaussianPath):
+        pure, mix = instant.alpha <= NOISY * instant.sigma, "alpha_t * x1 + sigma_t * noise"
+        numbers = f"alpha = {instant.alpha:.3g} and sigma = {instant.sigma:.3g}"
+    else:
+        pure, mix = instant.kappa <= NOISY, "each token data with probability kappa_t"
+        numbers = f"kappa = {instant.kappa:.3g}"
+    if pure:
+        return
+    why = (
+        f"{path!r} is not noise at t = {instant.t:g}, where {numbers}: pass states drawn from its p_t, {mix}, "
+        "instead of a shape"
+    )
+    if told and instant.t > 0:
+        raise ValueError(why)
+    warnings.warn(why, UserWarning, stacklevel=4)
 
 
 def _begin(field: Field, solver: Solver) -> float:
@@ -244,12 +268,25 @@ def _read_state(generator: Operator, shape_or_state, device, dtype):
         if discrete:
             own = given.dtype if given is not None else torch.int64
         dtype = torch.float32 if given is None and own in (torch.float16, torch.bfloat16) else own
+    if discrete and dtype not in TOKEN_DTYPES:
+        raise TypeError(f"tokens are integers, got dtype {dtype}: leave dtype out for torch.int64")
     if not discrete and dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"states are float32 or float64, got {dtype}: half precision loses grid points; "
             "run the network under torch.autocast instead"
         )
-    return given, shape, torch.device(device), dtype
+    device = torch.device(device)
+    _check_device(generator, device)
+    return given, shape, device, dtype
+
+
+def _check_device(generator: Operator, device: torch.device) -> None:
+    homes = {parameter.device for parameter in generator.parameters()}
+    if homes and not any(home.type == device.type and device.index in (None, home.index) for home in homes):
+        raise ValueError(
+            f"the states are on {device} and the network's parameters on {', '.join(sorted(map(str, homes)))}: "
+            "move the generator with .to(...), or choose with device="
+        )
 
 
 def _rows(value, rows: slice, device):

@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,17 +36,48 @@ __all__ = ["DDPM", "EDM", "VE", "VP", "CondOT", "Cosine", "Instant", "Polynomial
 Number = Any  # float or Tensor: a coefficient is a host float in a solver's plan and a tensor in a training step
 
 
-class Instant(NamedTuple):
-    r"""A schedule's values at one time: :math:`t, \alpha, \sigma, \dot\alpha, \dot\sigma`.
+class Instant:
+    r"""A schedule's values at one time: :math:`t, \alpha, \sigma` and, taken when asked for, :math:`\dot\alpha, \dot\sigma`.
 
-    The fields are host floats (a solver's plan) or tensors that broadcast against the state (a training step).
+    The values are host floats (a solver's plan) or tensors that broadcast against the state (a training step). The
+    derivatives wait because most readings do without them, and the pass that takes them costs more than a small step.
+
+    Parameters
+    ----------
+    t, alpha, sigma, alpha_dot, sigma_dot
+        The values.
+    derive
+        Called once for :math:`(\dot\alpha, \dot\sigma)` where they are not given.
     """
 
-    t: Number
-    alpha: Number
-    sigma: Number
-    alpha_dot: Number
-    sigma_dot: Number
+    __slots__ = ("_alpha_dot", "_derive", "_sigma_dot", "alpha", "sigma", "t")
+
+    def __init__(
+        self,
+        t: Number,
+        alpha: Number,
+        sigma: Number,
+        alpha_dot: Number = None,
+        sigma_dot: Number = None,
+        *,
+        derive: Callable[[], tuple[Number, Number]] | None = None,
+    ) -> None:
+        self.t, self.alpha, self.sigma = t, alpha, sigma
+        self._alpha_dot, self._sigma_dot, self._derive = alpha_dot, sigma_dot, derive
+
+    @property
+    def alpha_dot(self) -> Number:
+        r""":math:`\dot\alpha`."""
+        if self._alpha_dot is None:
+            self._take_derivatives()
+        return self._alpha_dot
+
+    @property
+    def sigma_dot(self) -> Number:
+        r""":math:`\dot\sigma`."""
+        if self._sigma_dot is None:
+            self._take_derivatives()
+        return self._sigma_dot
 
     @property
     def wronskian(self) -> Number:
@@ -54,16 +86,40 @@ class Instant(NamedTuple):
 
     @property
     def snr(self) -> Number:
-        r"""Signal-to-noise ratio :math:`\alpha^2/\sigma^2`."""
-        return self.alpha**2 / self.sigma**2
+        r"""Signal-to-noise ratio :math:`\alpha^2/\sigma^2`; infinite where :math:`\sigma = 0`."""
+        return divide(self.alpha**2, self.sigma**2)
 
     def rows(self) -> list[Instant]:
         """The instants of a vector of times, one by one, as host floats."""
-        return [Instant(*row) for row in zip(*(f.tolist() for f in self), strict=True)]
+        taken: list[list[tuple[float, float]]] = []
+
+        def derive(i: int) -> tuple[float, float]:
+            if not taken:  # for all rows at once
+                taken.append(list(zip(self.alpha_dot.tolist(), self.sigma_dot.tolist(), strict=True)))
+            return taken[0][i]
+
+        values = zip(self.t.tolist(), self.alpha.tolist(), self.sigma.tolist(), strict=True)
+        return [Instant(*row, derive=partial(derive, i)) for i, row in enumerate(values)]
 
     def broadcast(self, x: Tensor) -> Instant:
         """Per-sample values ``(B,)`` as ``(B, 1, ..., 1)`` in the state's dtype; other values as they are."""
-        return Instant(*(along_batch(f, x) for f in self))
+        return Instant(
+            along_batch(self.t, x),
+            along_batch(self.alpha, x),
+            along_batch(self.sigma, x),
+            derive=lambda: (along_batch(self.alpha_dot, x), along_batch(self.sigma_dot, x)),
+        )
+
+    def __iter__(self) -> Iterator[Number]:
+        return iter((self.t, self.alpha, self.sigma, self.alpha_dot, self.sigma_dot))
+
+    def __repr__(self) -> str:
+        return f"Instant(t={self.t}, alpha={self.alpha}, sigma={self.sigma})"
+
+    def _take_derivatives(self) -> None:
+        if self._derive is None:
+            raise ValueError("this instant was made without derivatives: take it from Schedule.at")
+        self._alpha_dot, self._sigma_dot = self._derive()
 
 
 def along_batch(value: Number, x: Tensor) -> Number:
@@ -71,6 +127,20 @@ def along_batch(value: Number, x: Tensor) -> Number:
     if isinstance(value, Tensor) and value.ndim:
         return value.to(x.dtype if x.is_floating_point() else value.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return value
+
+
+def divide(numerator: Number, denominator: Number) -> Number:
+    """A quotient that is infinite (or nan) where the denominator is zero, for host floats as for tensors."""
+    if isinstance(denominator, Tensor) or denominator:
+        return numerator / denominator
+    if isinstance(numerator, Tensor):
+        return numerator / torch.zeros_like(numerator)
+    return float("nan") if numerator == 0 or numerator != numerator else float("inf") * (1 if numerator > 0 else -1)
+
+
+def rest(x: Tensor) -> Tensor:
+    """``1 - x`` in kernels that forward-mode differentiation knows (``rsub`` is decomposed, slowly); +0 at 1, not -0."""
+    return -x + 1
 
 
 def check_positive(name: str, value: float, *, zero: bool = False) -> None:
@@ -102,9 +172,9 @@ class Schedule(ABC):
         r""":math:`(\alpha_t, \sigma_t)` at times ``t`` in [0, 1], each of the shape of ``t``."""
 
     def at(self, t: Tensor) -> Instant:
-        r"""Values and time derivatives at ``t`` (any shape, floating), by one forward-mode pass."""
-        (alpha, sigma), (alpha_dot, sigma_dot) = torch.func.jvp(self, (t,), (torch.ones_like(t),))
-        return Instant(t, alpha, sigma, alpha_dot, sigma_dot)
+        r"""Values at ``t`` (any shape, floating), and time derivatives by one forward-mode pass when they are asked for."""
+        alpha, sigma = self(t)
+        return Instant(t, alpha, sigma, derive=lambda: torch.func.jvp(self, (t,), (torch.ones_like(t),))[1])
 
     def log_snr(self, t: Tensor) -> Tensor:
         r"""Log signal-to-noise ratio :math:`\log(\alpha_t^2/\sigma_t^2)`; infinite where :math:`\sigma_t = 0`."""
@@ -149,7 +219,7 @@ class CondOT(Schedule):
             raise ValueError(f"sigma_min must be below 1, got {self.sigma_min}: noise must shrink along the path")
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return t, 1 - (1 - self.sigma_min) * t
+        return t, (self.sigma_min - 1) * t + 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +240,7 @@ class Polynomial(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = t**self.n
-        return alpha, 1 - alpha
+        return alpha, rest(alpha)
 
 
 @dataclass(frozen=True)
@@ -182,7 +252,7 @@ class Cosine(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # sin(pi (1 - t) / 2) is exactly 0 at t = 1, where cos(pi t / 2) would leave 6e-17.
-        return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * (1 - t))
+        return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * rest(t))
 
 
 @dataclass(frozen=True)
@@ -206,7 +276,7 @@ class VP(Schedule):
         check_positive("beta_max", self.beta_max)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        r = 1 - t
+        r = rest(t)
         total = self.beta_min * r + (self.beta_max - self.beta_min) / 2 * r**2
         return torch.exp(-total / 2), torch.sqrt(-torch.expm1(-total))
 
@@ -257,9 +327,18 @@ class DDPM(Schedule):
         return len(self.betas)
 
     def index(self, t: Number) -> Number:
-        """The chain's step n = T (1 - t) - 1 in [0, T - 1], what networks of this family are fed; real-valued."""
+        """The chain's step n = T (1 - t) - 1 in [0, T - 1], what networks of this family are fed.
+
+        Real-valued between the knots, and exactly an integer at them: networks that look n up in a table truncate it.
+        """
+        last = self.length - 1.0
+        if not isinstance(t, Tensor):
+            n = self.length * (1 - t) - 1
+            n = round(n) if abs(n - round(n)) < 1e-12 * self.length else n
+            return min(max(float(n), 0.0), last)
         n = self.length * (1 - t) - 1
-        return n.clamp(0, self.length - 1) if isinstance(n, Tensor) else min(max(n, 0.0), self.length - 1.0)
+        off = (n.round() - n).detach()  # what t has lost to rounding, T times enlarged; the derivative stays T
+        return (n + torch.where(off.abs() < 4 * torch.finfo(n.dtype).eps * self.length, off, 0)).clamp(0, last)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         knots = self._table(t)
@@ -269,10 +348,10 @@ class DDPM(Schedule):
         right = (left + 1).clamp(max=last)
         log_snr = knots[left] + (position - left).clamp(max=1.0) * (knots[right] - knots[left])
         # Behind the last knot sigma^2 = sigma_last^2 * T (1 - t).
-        tail = torch.sigmoid(-knots[last]) * (1 - t) * self.length
+        tail = torch.sigmoid(-knots[last]) * rest(t) * self.length
         behind = position >= last
         sigma2 = torch.where(behind, tail, torch.sigmoid(-log_snr))
-        alpha2 = torch.where(behind, 1 - tail, torch.sigmoid(log_snr))
+        alpha2 = torch.where(behind, rest(tail), torch.sigmoid(log_snr))
         return alpha2.sqrt(), sigma2.sqrt()
 
     def _table(self, t: Tensor) -> Tensor:

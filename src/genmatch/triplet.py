@@ -109,6 +109,8 @@ class Triplet:
     rates: Rates | None = None
 
     def __add__(self, other: Triplet) -> Triplet:
+        if not isinstance(other, Triplet):
+            return NotImplemented
         return Triplet(
             _add(self.drift, other.drift), _add(self.variance, other.variance), _add(self.rates, other.rates)
         )
@@ -161,13 +163,17 @@ def _invert(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _second_order(function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
-    """1/2 sum_i variance_i d^2 f / dx_i^2, by two nested forward passes along each coordinate."""
-    std = variance.sqrt().expand_as(x)
+    """1/2 sum_i variance_i d^2 f / dx_i^2, by two nested forward passes along each coordinate.
+
+    Linear in the variance, negative ones included: a difference of generators has one.
+    """
+    variance = variance.expand_as(x)
     basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
 
     def along(direction: Tensor) -> Tensor:
-        tangent = (direction * std).contiguous()
-        return torch.func.jvp(lambda y: torch.func.jvp(function, (y,), (tangent,))[1], (x,), (tangent,))[1]
+        tangent = direction.expand_as(x).contiguous()
+        second = torch.func.jvp(lambda y: torch.func.jvp(function, (y,), (tangent,))[1], (x,), (tangent,))[1]
+        return second * (direction * variance).flatten(1).sum(1)
 
     return 0.5 * torch.stack([along(e) for e in basis]).sum(0)
 

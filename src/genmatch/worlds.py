@@ -65,11 +65,15 @@ class GaussianMixture:
                 f"covariances must be a number, ({dim}, {dim}) or ({count}, {dim}, {dim}), "
                 f"got {tuple(covariances.shape)}"
             )
+        if not bool(means.isfinite().all() and covariances.isfinite().all()):
+            raise ValueError("means and covariances must be finite")
+        if not torch.allclose(covariances, covariances.mT):
+            raise ValueError("covariances must be symmetric")
         values, vectors = torch.linalg.eigh(covariances.expand(count, dim, dim))
         if bool((values < -1e-10).any()):
             raise ValueError(f"covariances must be positive semi-definite, got an eigenvalue {values.min().item():g}")
-        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
-        weights = weights.to(torch.float64)
+        weights = torch.ones(count) if weights is None else weights
+        weights = torch.as_tensor(weights, dtype=torch.float64)
         if weights.shape != (count,) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {count} positive numbers, got {weights.tolist()}")
         self.means, self.weights = means, weights / weights.sum()
@@ -116,17 +120,25 @@ class GaussianMixture:
                 raise ValueError("the density at a time before the data needs the schedule")
             alpha, sigma = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         else:
+            if not 0 <= t <= 1:
+                raise ValueError(f"t must be in [0, 1], got {t}: 0 is noise, 1 is data")
             alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+        if bool(sigma == 0) and bool((self.values == 0).any()):
+            raise ValueError("a law with a singular covariance has no density: ask for it at a time before the data")
         logs, _ = self._components(x, alpha.to(x.device), sigma.to(x.device))
         return logs.logsumexp(-1).to(x.dtype)
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        r""":math:`E[x_1\,|\,\alpha x_1 + \sigma x_0 = x]`, ``(B, d)``; ``alpha`` and ``sigma`` 0-d or ``(B,)``."""
+        r""":math:`E[x_1\,|\,\alpha x_1 + \sigma x_0 = x]`, ``(B, d)``; ``alpha`` and ``sigma`` 0-d or ``(B,)``.
+
+        Where sigma is 0 it is x / alpha, the limit for every x that the data can take.
+        """
         logs, (coordinates, spread) = self._components(x, alpha, sigma)
         shrink = self.values.to(x.device, x.dtype) * _column(alpha, 1, x) / spread
         inner = (self.vectors.to(x.device, x.dtype) @ (shrink * coordinates)[..., None]).squeeze(-1)
         means = self.means.to(x.device, x.dtype) + inner
-        return (logs.softmax(-1).to(x.dtype)[..., None] * means).sum(-2)
+        mean = (logs.softmax(-1).to(x.dtype)[..., None] * means).sum(-2)
+        return torch.where(_column(sigma, 0, x) == 0, x / _column(alpha, 0, x), mean)
 
     def predictor(self, path: GaussianPath) -> Data:
         """The exact data predictor on a path with the standard normal source: what a perfect network would be."""

@@ -2,6 +2,7 @@ r"""The jump generator of mixture paths: a continuous-time Markov chain on token
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..predict import Predictor, Tokens
@@ -12,14 +13,16 @@ from .operator import Generator
 
 __all__ = ["CTMC"]
 
+CERTAIN = 1e30  # for the infinite hazard of a step that ends at the data: weights of a sum keep their shares of it
+
 
 class CTMC(Generator):
     r"""Each position jumps to a sample of its posterior at the hazard of the path.
 
     .. math:: Q^i_t(y, x) = \frac{\dot\kappa_t}{1-\kappa_t}\bigl(p^i_{1|t}(y\,|\,x) - \delta_{x^i}(y)\bigr)
 
-    (discrete flow matching, arXiv 2407.15595, eq. 24). On a masked path only masked positions jump: where a token shows,
-    the posterior is that token. Padding never moves.
+    (discrete flow matching, arXiv 2407.15595, eq. 24). On a masked path only masked positions jump: where a token
+    shows, the posterior is that token. Padding never moves.
 
     Parameters
     ----------
@@ -36,16 +39,11 @@ class CTMC(Generator):
             raise TypeError(f"CTMC needs a gm.predict.Tokens predictor, got {type(model).__name__}")
 
     def triplet(self, x: Tensor, t: Number, prediction: TokenPrediction) -> Triplet:
-        hazard = prediction.instant.hazard
+        """Total rates at the path's hazard, and the network's logits: no table of rates."""
+        hazard, logits = prediction.instant.hazard, prediction.logits
+        hazard = hazard.clamp(max=CERTAIN) if isinstance(hazard, Tensor) else min(hazard, CERTAIN)
         movable = self.path.movable(x)  # type: ignore[attr-defined]
-        if movable is None:
-            total = x.new_full(x.shape, 1.0, dtype=prediction.logits.dtype) * hazard
-        else:
-            # where and not a product: the hazard of a step that ends at the data is infinite.
-            total = _where(movable, hazard, prediction.logits)
-        return Triplet(rates=Rates(Jump(total, prediction.logits)))
-
-
-def _where(movable: Tensor, hazard: Number, logits: Tensor) -> Tensor:
-    zero = logits.new_zeros(())
-    return zero.add(hazard).where(movable, zero)
+        # float32 at least, whatever the logits are: half precision would round the chance of a jump.
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        total = torch.ones(x.shape, dtype=dtype, device=x.device) if movable is None else movable.to(dtype)
+        return Triplet(rates=Rates(Jump(total * hazard, logits)))

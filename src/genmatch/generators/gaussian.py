@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusivity import Diffusivity, Function, Memoryless
 from ..paths import GaussianPath
@@ -38,6 +38,7 @@ class Flow(Generator):
         _needs_reading(self, model, "velocity")
 
     def triplet(self, x: Tensor, t: Number, prediction: Prediction) -> Triplet:
+        """The velocity."""
         return Triplet(drift=prediction.velocity)
 
 
@@ -52,7 +53,13 @@ class Langevin(Generator):
     model
         A predictor on a path with a score.
     diffusivity
-        :math:`g_t^2`: a :class:`~genmatch.diffusivity.Diffusivity`, or a function of t that returns the variance.
+        :math:`g_t^2`: a :class:`~genmatch.diffusivity.Diffusivity`, or a function of t that returns the variance; if it
+        is a module its parameters are the generator's.
+
+    Raises
+    ------
+    ValueError
+        If the path has no score, or a function of t gives a variance that is negative or nan.
     """
 
     speed = 0.0
@@ -66,16 +73,23 @@ class Langevin(Generator):
                 f"diffusivity must say what the number is: gm.diffusivity.Constant({diffusivity}) is a variance"
             )
         diffusivity = Memoryless() if diffusivity is None else diffusivity
+        if isinstance(diffusivity, nn.Module) and not isinstance(diffusivity, Diffusivity):
+            self.function = diffusivity  # registered: Function is no module
         self.diffusivity = diffusivity if isinstance(diffusivity, Diffusivity) else Function(diffusivity)
 
     def triplet(self, x: Tensor, t: Number, prediction: Prediction) -> Triplet:
+        """Half the variance times the score, and the variance."""
         instant = prediction.instant
+        variance = self.diffusivity.variance(instant)
+        if isinstance(variance, (int, float)) and not variance >= 0:
+            raise ValueError(
+                f"the diffusivity is {variance:g} at t = {instant.t:g}: it is a variance per unit of time, at least 0"
+            )
         if prediction.model.kind == "score":
-            variance = self.diffusivity.variance(instant)
             return Triplet(drift=variance / 2 * prediction.native, variance=variance)
         # By the noise and not by the score: the quotient by sigma is taken where its limit is known.
         drift = prediction.combine(0.0, -0.5 * self.diffusivity.per_sigma(instant))
-        return Triplet(drift=drift, variance=self.diffusivity.variance(instant))
+        return Triplet(drift=drift, variance=variance)
 
 
 class Diffusion(Superposition):

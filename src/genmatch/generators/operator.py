@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..paths import Path
+from ..paths import GaussianPath, Path
 from ..predict import Predictor
 from ..predict.predictor import Condition, check_condition
 from ..schedules import Number
 from ..triplet import Triplet
+from .registration import Own, keep_once
 
 __all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight"]
 
@@ -43,11 +45,13 @@ class Operator(nn.Module, ABC):
     """
 
     _which: tuple[int, ...]  # the network that each term reads
+    __array_ufunc__ = None  # numpy leaves products to __rmul__, and makes no arrays of operators
 
     def __init__(self, models: Iterable[Predictor]) -> None:
         super().__init__()
         self._models = tuple(dict.fromkeys(models))  # a tuple beside the list: access to it costs nothing in a step
         self.models = nn.ModuleList(self._models)
+        keep_once(self)
 
     @property
     @abstractmethod
@@ -134,12 +138,21 @@ class Operator(nn.Module, ABC):
             return NotImplemented
         return Superposition([(1.0, self), (-1.0, other)])
 
+    def __radd__(self, other: object) -> Operator:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum([...]) starts with 0
+
     def __mul__(self, weight: Weight) -> Superposition:
-        if not callable(weight) and not isinstance(weight, (int, float)):
-            return NotImplemented
         return Superposition([(weight, self)])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Superposition:
+        if callable(divisor) or not isinstance(divisor, Real):
+            return NotImplemented
+        return Superposition([(1 / float(divisor), self)])
+
+    def __neg__(self) -> Superposition:
+        return Superposition([(-1.0, self)])
 
 
 class Generator(Operator):
@@ -195,18 +208,6 @@ class Generator(Operator):
         """The value at ``x`` ``(B, *S)``; the schedule's numbers at ``t`` are in ``prediction.instant``."""
 
 
-class _Own(nn.Module):
-    """A generator's parameters, buffers and submodules apart from its networks, which are registered elsewhere."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        # The dicts themselves are shared, so whatever .to() or load_state_dict does here happens to the generator.
-        self._parameters, self._buffers = generator._parameters, generator._buffers
-        for name, module in generator._modules.items():
-            if name != "models":
-                self._modules[name] = module
-
-
 class Superposition(Operator):
     r"""A weighted sum of generators on one path, :math:`\sum_k a_k(t)\,L^{(k)}_t`.
 
@@ -224,17 +225,17 @@ class Superposition(Operator):
         for weight, operator in terms:
             if not isinstance(operator, Operator):
                 raise TypeError(f"a superposition is of generators, got {type(operator).__name__}")
-            if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
-                raise ValueError(f"a weight must be a finite number or a function of t, got {weight}")
+            _check_weight(weight)
             flat += [(_times(weight, inner), generator) for inner, generator in operator.terms]
         if not flat:
             raise ValueError("a superposition needs at least one generator")
         first = flat[0][1].path
         for _, generator in flat:
             if generator.path != first:
+                both = isinstance(first, GaussianPath) and isinstance(generator.path, GaussianPath)
                 raise ValueError(
-                    f"generators of different paths cannot be added, got {first!r} and {generator.path!r}: "
-                    "change the schedule of one model with gm.predict.Reschedule"
+                    f"generators of different paths cannot be added, got {first!r} and {generator.path!r}"
+                    + (": change the schedule of one model with gm.predict.Reschedule" if both else "")
                 )
         merged: list[tuple[Weight, Generator]] = []
         for weight, generator in flat:  # the same generator twice is one term
@@ -246,7 +247,7 @@ class Superposition(Operator):
         super().__init__(generator.model for _, generator in merged)
         self._terms = tuple(merged)
         self._which = tuple(self._models.index(generator.model) for _, generator in merged)
-        self.own = nn.ModuleList(_Own(generator) for _, generator in merged)
+        self.own = nn.ModuleList(Own(generator) for _, generator in merged)
 
     @property
     def terms(self) -> tuple[tuple[Weight, Generator], ...]:
@@ -260,11 +261,31 @@ class Superposition(Operator):
         return " + ".join(f"{name(weight)} * {type(generator).__name__}" for weight, generator in self._terms)
 
 
+def _check_weight(weight: Any) -> None:
+    # A module is callable, but a generator is no weight, and the parameters of a network would be registered nowhere.
+    if callable(weight) and not isinstance(weight, (nn.Module, type)):
+        return
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        raise TypeError(
+            f"a weight is a number or a function of t, got {type(weight).__name__}: "
+            "a weight for each sample or state would break the forward equation"
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"a weight must be a finite number or a function of t, got {weight}")
+
+
 def _weigh(weight: Weight, t: Number) -> Number:
-    value = weight(t) if callable(weight) else weight
-    if isinstance(value, Tensor):
-        return value if isinstance(t, Tensor) else float(value)
-    return float(value)
+    """A weight at a time; functions see host floats alone, one by one if ``t`` is a tensor."""
+    if not callable(weight):
+        return float(weight)
+    if isinstance(t, Tensor):
+        values = [_weigh(weight, time) for time in t.flatten().tolist()]
+        return torch.tensor(values, dtype=t.dtype, device=t.device).reshape(t.shape)
+    value = weight(t)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"a weight must return a number, got {type(value).__name__} at t = {t:g}") from None
 
 
 def _times(a: Weight, b: Weight) -> Weight:

@@ -55,12 +55,7 @@ class ClassifierFree(Wrapper):
             raise ValueError(
                 f"null must say what stands for no condition, such as {{'label': classes}}, got {null!r}"
             )
-        self.path, self.scale, self.null = model.path, float(scale), dict(null)
-
-    @property
-    def kind(self) -> str:
-        """What the network predicts."""
-        return self.model.kind  # type: ignore[attr-defined]
+        self.path, self.kind, self.scale, self.null = model.path, model.kind, float(scale), dict(null)
 
     def at(self, t: Tensor, until: Tensor | None = None) -> Any:
         """The model's numbers."""
@@ -98,7 +93,7 @@ class ClassifierFree(Wrapper):
 def _twice(instant: Any) -> Any:
     """Per-sample numbers for both halves of the doubled batch; host numbers as they are."""
     fields = [
-        torch.cat([f, f]) if isinstance(f, Tensor) and f.ndim else _twice(f) if isinstance(f, tuple) else f
+        torch.cat([f, f]) if isinstance(f, Tensor) and f.ndim else _twice(f) if hasattr(f, "broadcast") else f
         for f in instant
     ]
     return type(instant)(*fields)

@@ -18,7 +18,7 @@ compare trajectories of ODEs, or at one N.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -116,7 +116,7 @@ def curvature(states: Tensor, *, guard: float = 1e-3) -> Curvature:
     )
 
 
-def straightness(states: Tensor, times: Tensor) -> Straightness:
+def straightness(states: Tensor, times: Tensor | Sequence[float]) -> Straightness:
     r"""How far trajectories are from straight lines at constant speed.
 
     .. math:: S = \int E\left|\frac{Z_T - Z_0}{T} - \dot Z_t\right|^2 dt
@@ -130,12 +130,12 @@ def straightness(states: Tensor, times: Tensor) -> Straightness:
     states
         ``(N + 1, B, *S)``; the norm runs over all elements of S.
     times
-        ``(N + 1,)``, where the states were taken, rising or falling.
+        ``(N + 1,)``, where the states were taken, rising or falling: the ``times`` given to :func:`genmatch.sample`.
 
     Raises
     ------
     TypeError
-        If an argument is not a floating-point tensor.
+        If ``states`` is not a floating-point tensor, or ``times`` neither one nor a sequence.
     ValueError
         If there are fewer than 2 states or no samples, values are not finite, or times do not fit the states or are
         not strictly monotone.
@@ -158,7 +158,7 @@ def straightness(states: Tensor, times: Tensor) -> Straightness:
     return Straightness(value, value / squared if squared > 0 else math.nan, error)
 
 
-def kinetic_energy(states: Tensor, times: Tensor) -> float:
+def kinetic_energy(states: Tensor, times: Tensor | Sequence[float]) -> float:
     r"""Kinetic energy of trajectories.
 
     .. math:: K = \int E|\dot Z_t|^2 dt \ge W_2^2(p_0, p_1)
@@ -191,8 +191,10 @@ def _checked(states: Tensor) -> Tensor:
     return states.detach()
 
 
-def _spans(states: Tensor, times: Tensor) -> Tensor:
+def _spans(states: Tensor, times: Tensor | Sequence[float]) -> Tensor:
     """Durations of the steps, positive, on the states' device."""
+    if isinstance(times, Sequence):
+        times = torch.tensor(times, dtype=torch.float64)
     check_finite("times", times)
     if times.shape != (len(states),):
         raise ValueError(f"{len(states)} states need times of shape ({len(states)},), got {tuple(times.shape)}")

@@ -17,7 +17,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     -----
     This is ``scaled_dot_product_attention``, but for inputs that carry a tangent (``torch.func.jvp``): its fused
     kernels have no forward derivative, so the formula is written out there. They have no second derivative either;
-    for one (a gradient of a divergence, ``jvp`` of ``grad``) run the network within
+    for one (the gradient of a divergence, ``jvp`` of ``grad``) run the network within
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     References
@@ -31,7 +31,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention on ``(B, L, width)``, with an output layer that starts at zero.
+    """Multi-head self-attention on tokens ``(B, L, width)``.
 
     Parameters
     ----------
@@ -48,11 +48,9 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.input = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens ``(B, L, width)``."""
+        """Mix the tokens."""
         batch, length, width = x.shape
         parts = self.input(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conditioning", "Labels"]
+__all__ = ["Conditioning", "Labels", "look_up"]
 
 
 class Labels(nn.Module):
@@ -26,15 +26,10 @@ class Labels(nn.Module):
     Raises
     ------
     ValueError
-        If `classes` is below 1 or `dropout` not in ``[0, 1]``; on a call, for labels of another shape or outside
-        ``[0, classes]``.
+        If `classes` is below 1 or `dropout` not in ``[0, 1]``; on a call, for labels that are not ``(B,)``, or
+        outside ``[0, classes]`` (on a GPU the lookup itself stops the program: reading labels would cost a stall).
     TypeError
         On a call, for labels that are not int64 or int32.
-
-    Notes
-    -----
-    The range of labels is checked where reading them costs nothing: on the CPU, outside ``torch.compile``. Elsewhere
-    an out-of-range label is caught by the lookup itself, without a host read.
 
     References
     ----------
@@ -44,39 +39,28 @@ class Labels(nn.Module):
     def __init__(self, classes: int, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
         if classes < 1:
-            raise ValueError(f"classes must be at least 1, got {classes}; for no classes at all pass None")
+            raise ValueError(f"classes must be at least 1, got {classes}; pass None for a network without labels")
         if not 0 <= dropout <= 1:
             raise ValueError(f"label_dropout is a probability in [0, 1], got {dropout}")
         self.classes, self.dropout = classes, float(dropout)
         self.table = nn.Embedding(classes + 1, dim)
-        nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, label: Tensor | None, batch: int) -> Tensor:
-        """Embed labels ``(B,)`` as ``(B, dim)``; ``None`` is the null label for all, ``(1, dim)``."""
+        """Embed labels ``(B,)`` as ``(B, dim)``; None is the null label for all, ``(1, dim)``."""
+        null = self.table.weight[self.classes :]
         if label is None:
-            return self.table.weight[self.classes :]
-        self._check(label, batch)
-        if self.training and self.dropout > 0:
-            dropped = torch.rand(batch, device=label.device) < self.dropout
-            label = label.masked_fill(dropped, self.classes)
-        return self.table(label)
-
-    def _check(self, label: Tensor, batch: int) -> None:
-        if label.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"labels are int64, got {label.dtype}; convert them with .long()")
+            return null
         if label.shape != (batch,):
             raise ValueError(f"one label for each sample is needed, shape ({batch},), got {tuple(label.shape)}")
-        if label.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
-            low, high = label.aminmax()
-            if low < 0 or high > self.classes:
-                raise ValueError(
-                    f"labels are in [0, {self.classes}), and {self.classes} is the null label; "
-                    f"got labels from {int(low)} to {int(high)}"
-                )
+        rows = look_up(self.table, label, f"labels 0 .. {self.classes - 1} (and {self.classes}, the null label)")
+        if self.training and self.dropout > 0:
+            dropped = torch.rand(batch, 1, device=label.device) < self.dropout
+            rows = torch.where(dropped, null, rows)
+        return rows
 
 
 class Conditioning(nn.Module):
-    """Time and label as one vector: ``silu(linear(silu(linear(embed(t)))) + label)``, ``(B, dim)``.
+    """Time and label as one vector: ``silu(linear(silu(linear(embed(t)))) + embed(label))``, ``(B, dim)``.
 
     Parameters
     ----------
@@ -93,9 +77,11 @@ class Conditioning(nn.Module):
         features = getattr(time, "dim", None)
         if not isinstance(features, int):
             raise TypeError(
-                f"a time embedding is a module with an integer attribute `dim`, such as Sinusoidal or Fourier; "
-                f"got {type(time).__name__}"
+                "time is a module that embeds times and says in `dim` how long its vectors are, "
+                f"such as Sinusoidal or Fourier; got {type(time).__name__}"
             )
+        if dim < 1:
+            raise ValueError(f"embedding must be positive, got {dim}")
         self.time = time
         self.input = nn.Linear(features, dim)
         self.output = nn.Linear(dim, dim)
@@ -103,16 +89,25 @@ class Conditioning(nn.Module):
 
     def forward(self, t: Tensor, label: Tensor | None, batch: int) -> Tensor:
         """The condition ``(B, dim)`` for times ``(B,)`` and labels ``(B,)`` or None."""
-        if not isinstance(t, Tensor):
-            raise TypeError(f"t must be a tensor of shape ({batch},), got {type(t).__name__}")
         if t.shape != (batch,):
             raise ValueError(
-                f"one time for each sample is needed: t has shape {tuple(t.shape)}, expected ({batch},); "
-                f"a scalar time becomes one by t.expand({batch})"
+                f"one time for each sample is needed: t must be ({batch},), got {tuple(t.shape)}; "
+                f"repeat a scalar by t.expand({batch})"
             )
         h = self.output(F.silu(self.input(self.time(t).to(self.input.weight.dtype))))
         if self.labels is not None:
             h = h + self.labels(label, batch)
         elif label is not None:
-            raise ValueError("this network knows no labels: build it with classes=..., or leave `label` out")
+            raise ValueError("this network knows no labels: build it with classes=..., or leave label out")
         return F.silu(h)
+
+
+def look_up(table: nn.Embedding, ids: Tensor, allowed: str) -> Tensor:
+    """The rows of a table; on a CPU an id outside it is a ValueError that says what is `allowed`."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids are int64, got {ids.dtype}: convert them by .long()")
+    try:
+        return table(ids)
+    except IndexError as error:  # the lookup has checked the range already: reading it again costs only who erred
+        low, high = ids.aminmax()
+        raise ValueError(f"expected {allowed}; got ids from {int(low)} to {int(high)}") from error

@@ -13,7 +13,7 @@ __all__ = ["Fourier", "Sinusoidal"]
 
 
 class Sinusoidal(nn.Module):
-    r"""Sinusoidal embedding, ``t -> (sin(s w_i t), cos(s w_i t))`` with :math:`w_i = P^{-i / (d / 2)}`, i = 0 .. d/2 - 1.
+    r"""Sinusoidal embedding, ``t -> (sin(s w_i t), cos(s w_i t))`` with :math:`w_i = P^{-2 i / d}`, i = 0 .. d/2 - 1.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A U-Net for images of any even enough size."""
+"""A U-Net for images of any size that halves often enough."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from .blocks import Stage, zero
 from .conditioning import Conditioning
 from .embeddings import Sinusoidal
 
@@ -16,7 +16,7 @@ __all__ = ["UNet"]
 
 
 class UNet(nn.Module):
-    """U-Net of residual blocks that a time, and perhaps a class, modulates: ``(B, C, H, W) -> (B, out_channels, H, W)``.
+    """U-Net of residual blocks that a time, and perhaps a class, modulates: ``(B, C, H, W) -> (B, out, H, W)``.
 
     Level i works at 1 / 2**i of the resolution with ``width * multipliers[i]`` channels. Each level but the last has
     `blocks` residual blocks on the way down and as many on the way up, joined one to one by concatenation; the last
@@ -130,24 +130,36 @@ class UNet(nn.Module):
             )
 
         enter = [sizes[0], *sizes]  # channels that come into a level on the way down
-        leave = [*sizes[1:]]  # channels that come up into it from the next one
-        self.down = nn.ModuleList(level(i, [enter[i]] + [sizes[i]] * (counts[i] - 1)) for i in range(levels - 1))
-        self.middle = level(levels - 1, [enter[levels - 1]] + [sizes[-1]] * (counts[-1] - 1))
-        self.up = nn.ModuleList(
-            level(i, [leave[i] + sizes[i]] + [2 * sizes[i]] * (counts[i] - 1)) for i in reversed(range(levels - 1))
-        )
+        down = [level(i, [enter[i]] + [sizes[i]] * (counts[i] - 1)) for i in range(levels)]
+        self.down, self.middle = nn.ModuleList(down[:-1]), down[-1]
+        coarse_to_fine = range(levels - 2, -1, -1)
+        self.rise = nn.ModuleList(nn.Conv2d(sizes[i + 1], sizes[i], 1) for i in coarse_to_fine)
+        self.up = nn.ModuleList(level(i, [2 * sizes[i]] * counts[i]) for i in coarse_to_fine)
         self.norm = nn.GroupNorm(groups, sizes[0])
         self.output = nn.Conv2d(sizes[0], channels if out_channels is None else out_channels, 3, padding=1)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(_bias(self.output))
+        zero(self.output)
         # One product makes the scales and shifts of all blocks.
         self.film_sizes = [stage.block.outputs for stage in self._stages()]
         self.film = nn.Linear(dim, 2 * sum(self.film_sizes))
 
     @classmethod
-    def mnist(cls, *, classes: int | None = None, label_dropout: float = 0.1, dropout: float = 0.0) -> UNet:
-        """The network for 1 x 32 x 32 digits: 64, 128 and 256 channels, attention at 16 x 16, 4.6 million weights."""
-        return cls(1, attention=(1,), classes=classes, label_dropout=label_dropout, dropout=dropout)
+    def mnist(
+        cls,
+        *,
+        classes: int | None = None,
+        label_dropout: float = 0.1,
+        dropout: float = 0.0,
+        time_scale: float = 1000.0,
+    ) -> UNet:
+        """The network for 1 x 32 x 32 digits: 64, 128 and 256 channels, attention at 16 x 16, 4.5 million weights."""
+        return cls(
+            1,
+            attention=(1,),
+            classes=classes,
+            label_dropout=label_dropout,
+            dropout=dropout,
+            time_scale=time_scale,
+        )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate at states ``(B, channels, H, W)``, times ``(B,)`` and labels ``(B,)`` or None."""
@@ -162,8 +174,8 @@ class UNet(nn.Module):
             h = F.avg_pool2d(h, 2)
         for stage in self.middle:
             h = stage(h, *next(films))
-        for level in self.up:
-            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+        for rise, level in zip(self.rise, self.up, strict=True):
+            h = F.interpolate(rise(h), scale_factor=2.0, mode="nearest")
             for stage in level:  # pyright: ignore[reportGeneralTypeIssues]
                 h = stage(torch.cat((h, skips.pop()), dim=1), *next(films))
         return self.output(F.silu(self.norm(h)))
@@ -188,63 +200,6 @@ class UNet(nn.Module):
             )
 
 
-class Stage(nn.Module):
-    """A residual block, and attention after it where `heads` is given."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int, heads: int | None, dropout: float) -> None:
-        super().__init__()
-        self.block = ResidualBlock(inputs, outputs, groups, dropout)
-        self.attention = None if heads is None else Attention(outputs, groups, heads)
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        x = self.block(x, scale, shift)
-        return x if self.attention is None else self.attention(x)
-
-
-class ResidualBlock(nn.Module):
-    """``skip(x) + conv(silu(scale * norm(conv(silu(norm(x)))) + shift))``, scale and shift ``(B, outputs)``."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int, dropout: float) -> None:
-        super().__init__()
-        self.inputs, self.outputs, self.groups = inputs, outputs, groups
-        self.norm = nn.GroupNorm(groups, inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(_bias(self.conv2))
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm(x)))
-        h = F.silu(modulated_norm(h, self.groups, scale, shift))
-        return self.skip(x) + self.conv2(self.dropout(h))
-
-
-class Attention(nn.Module):
-    """Self-attention among the pixels, added to them."""
-
-    def __init__(self, channels: int, groups: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels)
-        self.mix = SelfAttention(channels, heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        return x + self.mix(tokens).transpose(1, 2).reshape(x.shape)
-
-
-def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * group_norm(x) + shift`` for x ``(B, C, H, W)`` and a scale and shift ``(B, C)`` for each sample."""
-    if x.is_contiguous():
-        # The batch as channels of one sample: its weights are then a sample's own, and scale and shift cost no pass
-        # over x of their own, nor their gradients (a sum over pixels, slow on a CPU).
-        batch, channels, height, width = x.shape
-        rows = x.view(1, batch * channels, height, width)
-        return F.group_norm(rows, batch * groups, scale.flatten(), shift.flatten()).view(x.shape)
-    return torch.addcmul(shift[:, :, None, None], F.group_norm(x, groups), scale[:, :, None, None])
-
-
 def _levels(attention: Iterable[int], levels: int) -> set[int]:
     chosen = tuple(attention)
     for level in chosen:
@@ -266,8 +221,3 @@ def _check_sizes(
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
-
-
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias

@@ -12,7 +12,7 @@ from ..random import Draws
 from ..schedules import CondOT, Instant, Schedule, check_positive
 from ..spaces import Euclidean
 from .path import Path
-from .sources import Empirical, Normal, Source
+from .sources import Empirical, Normal, Source, check_ends
 
 __all__ = ["GaussianPath"]
 
@@ -53,13 +53,8 @@ class GaussianPath(Path):
         if isinstance(source, Tensor):
             source = Empirical(source)
         source = Normal() if source is None else source
-        if not isinstance(source, Source):
-            raise TypeError(
-                f"source must be a tensor of samples or have a method draw(shape, draws), got {type(source).__name__}"
-            )
         coupling = Independent() if coupling is None else coupling
-        if not isinstance(coupling, Coupling):
-            raise TypeError(f"coupling must be a genmatch Coupling, got {type(coupling).__name__}")
+        check_ends(source, coupling)
         check_positive("noise", noise, zero=True)
         self.schedule, self.source, self.coupling, self.noise = schedule, source, coupling, float(noise)
         self.space = Euclidean()

@@ -21,7 +21,7 @@ from ..random import Draws
 from ..schedules import CondOT, Number, Schedule, along_batch
 from ..spaces import Tokens
 from .path import Path
-from .sources import Masked, Source, UniformTokens
+from .sources import Masked, Source, UniformTokens, check_ends
 
 __all__ = ["MixtureInstant", "MixturePath"]
 
@@ -81,6 +81,8 @@ class MixturePath(Path):
         if vocabulary < 2:
             raise ValueError(f"vocabulary must be at least 2, got {vocabulary}")
         for name, extra in (("mask", mask), ("padding", padding)):
+            if extra is not None and (isinstance(extra, bool) or not isinstance(extra, int)):
+                raise TypeError(f"the {name} id must be an integer, got {type(extra).__name__}")
             if extra is not None and 0 <= extra < vocabulary:
                 raise ValueError(
                     f"the {name} id {extra} is one of the tokens 0 .. {vocabulary - 1}: use {vocabulary} or above"
@@ -90,6 +92,8 @@ class MixturePath(Path):
         if mask is not None and source is not None:
             raise ValueError("give a mask or a source, not both: a mask is a source")
         schedule = CondOT() if schedule is None else schedule
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a genmatch Schedule, got {type(schedule).__name__}")
         ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))[0]
         if not torch.allclose(ends, torch.tensor([0.0, 1.0], dtype=torch.float64)):
             raise ValueError(
@@ -99,16 +103,20 @@ class MixturePath(Path):
         if source is None:
             source = UniformTokens(vocabulary) if mask is None else Masked(mask)
         self.vocabulary, self.mask, self.padding, self.schedule = vocabulary, mask, padding, schedule
-        self.source, self.coupling = source, Independent() if coupling is None else coupling
+        coupling = Independent() if coupling is None else coupling
+        check_ends(source, coupling)
+        self.source, self.coupling = source, coupling
         self.space = Tokens(vocabulary, tuple(extra for extra in (mask, padding) if extra is not None))
 
     def at(self, t: Tensor, until: Tensor | None = None) -> MixtureInstant:
         r""":math:`\kappa` and its hazard at ``t``, or the hazard's average over the steps from ``t`` to ``until``."""
-        instant = self.schedule.at(t)
+        instant = self.schedule.at(t.double())  # 1 - kappa has no digits left in float32 near the data
         rest = 1 - instant.alpha
         if until is None:
-            return MixtureInstant(t, instant.alpha, instant.alpha_dot / rest)
-        return MixtureInstant(t, instant.alpha, (rest / (1 - self.schedule(until)[0])).log() / (until - t))
+            hazard = instant.alpha_dot / rest
+        else:
+            hazard = (rest / (1 - self.schedule(until.double())[0])).log() / (until.double() - t.double())
+        return MixtureInstant(t, instant.alpha.to(t.dtype), hazard.to(t.dtype))
 
     def between(self, x0: Tensor, x1: Tensor, instant: MixtureInstant, draws: Draws) -> Tensor:
         r"""x1 with probability :math:`\kappa_t` at each position, x0 otherwise; padding stays. ``(B, *S)``."""

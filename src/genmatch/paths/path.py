@@ -51,6 +51,8 @@ class Path(ABC):
 
     def sample(self, x0: Tensor, x1: Tensor, t: Any, draws: Draws | None = None) -> Tensor:
         """A state at time ``t`` between ``x0`` and ``x1``, both ``(B, *S)``; ``t`` a number or ``(B,)``."""
+        self.space.check(x0)
+        self.space.check(x1)
         check_pair(x0, x1)
         if draws is None:
             draws = Draws(None, len(x1), device=x1.device)
@@ -73,11 +75,14 @@ def read_time(owner: Any, t: Any, x: Tensor) -> Any:
     Numbers of a float are host floats; those of a ``(B,)`` tensor broadcast along the batch of ``x``, never along a
     feature. An instant passes through.
     """
-    if isinstance(t, tuple):
+    if hasattr(t, "broadcast"):
         return t
     if isinstance(t, Tensor):
+        work = torch.promote_types(t.dtype, x.dtype if x.is_floating_point() else torch.float32)
+        work = torch.promote_types(work, torch.float32)
         if t.ndim == 0:
-            return owner.at(t.to(torch.promote_types(t.dtype, torch.float32)))
+            _check_times(t)
+            return owner.at(t.to(work))
         if t.shape != x.shape[:1]:
             raise ValueError(
                 f"t must be a number or have shape ({x.shape[0]},), one time for each sample, got {tuple(t.shape)}"
@@ -85,8 +90,7 @@ def read_time(owner: Any, t: Any, x: Tensor) -> Any:
         if not t.is_floating_point():
             raise TypeError(f"t must be floating point, got {t.dtype}: times are in [0, 1]")
         _check_times(t)
-        work = torch.promote_types(t.dtype, x.dtype if x.is_floating_point() else torch.float32)
-        return owner.at(t.to(torch.promote_types(work, torch.float32))).broadcast(x)
+        return owner.at(t.to(work)).broadcast(x)
     if isinstance(t, bool) or not isinstance(t, (int, float)):
         raise TypeError(f"t must be a number or a tensor, got {type(t).__name__}")
     if not 0 <= t <= 1:

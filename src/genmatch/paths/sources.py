@@ -6,11 +6,12 @@ Anything with a method ``draw(shape, draws)`` is a source: the toys of :mod:`gen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..couplings import Coupling
 from ..random import Draws
 
 __all__ = ["Empirical", "Masked", "Normal", "Source", "UniformTokens"]
@@ -23,6 +24,16 @@ class Source(Protocol):
     def draw(self, shape: Sequence[int], draws: Draws) -> Tensor:
         """Samples of ``shape`` ``(B, *S)``, a pure function of ``draws``, on its device."""
         ...
+
+
+def check_ends(source: Any, coupling: Any) -> None:
+    """Raise unless the source can draw and the coupling is one."""
+    if isinstance(source, type) or not isinstance(source, Source):
+        what = f"the class {source.__name__}: call it" if isinstance(source, type) else type(source).__name__
+        raise TypeError(f"source must be a tensor of samples or have a method draw(shape, draws), got {what}")
+    if not isinstance(coupling, Coupling):
+        what = f"the class {coupling.__name__}: call it" if isinstance(coupling, type) else type(coupling).__name__
+        raise TypeError(f"coupling must be a genmatch Coupling, got {what}")
 
 
 class Normal:
@@ -58,6 +69,12 @@ class Empirical:
             )
         rows = draws.integers((shape[0],), len(self.samples))
         return self.samples.to(draws.device)[rows]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Empirical) and other.samples is self.samples
+
+    def __hash__(self) -> int:
+        return hash((Empirical, id(self.samples)))
 
     def __repr__(self) -> str:
         return f"Empirical({tuple(self.samples.shape)})"

@@ -39,23 +39,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..diffusivity import divide
 from ..divergences import Divergence, Squared
 from ..paths import GaussianPath
-from ..schedules import DDPM, Instant, Number, check_positive
+from ..schedules import DDPM, Instant, Number, check_positive, divide
 from . import clocks
-from .predictor import Condition, Predictor, call
+from .predictor import Condition, Predictor, call, check_parts
 
 __all__ = ["Affine", "Data", "Karras", "Noise", "Prediction", "Row", "Score", "V", "Velocity"]
 
 
 class Row(NamedTuple):
-    """What a network predicts, :math:`(p X_1 + q E_0)/c`, and the factor its input is scaled by."""
+    """What a network predicts, :math:`(p X_1 + q E_0)/c`."""
 
     p: Number
     q: Number
     c: Number = 1.0
-    gain: Number = 1.0
 
 
 class Prediction:
@@ -144,6 +142,8 @@ class Affine(Predictor):
     """
 
     kind: str
+    path: GaussianPath
+    gain: Any = None  # a function of the instant: what the network's input is multiplied by, where it is scaled
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Affine(Predictor):
         super().__init__()
         if not isinstance(path, GaussianPath):
             raise TypeError(f"{type(self).__name__} needs a GaussianPath, got {type(path).__name__}")
-        check_network(network)
+        check_parts(network, time, divergence)
         self.network, self.path = network, path
         self.divergence = Squared() if divergence is None else divergence
         self.time = self._choose_clock() if time is None else time
@@ -181,8 +181,7 @@ class Affine(Predictor):
 
     def native(self, x: Tensor, instant: Instant, condition: Condition = None) -> Tensor:
         """The network's output ``(B, *S)``; a wrong shape raises."""
-        gain = self.row(instant).gain
-        inputs = x if isinstance(gain, float) and gain == 1.0 else gain * x
+        inputs = x if self.gain is None else self.gain(instant) * x
         output = call(self.network, inputs, self.time(instant), condition)
         if output.shape != x.shape:
             raise ValueError(
@@ -202,6 +201,11 @@ class Affine(Predictor):
     def coefficients(self, instant: Instant, p: Number, q: Number) -> tuple[Number, Number]:
         """(A, B) with :math:`p X_1 + q E_0 = A x + B N`; infinite or nan where there are none."""
         row = self.row(instant)
+        # A multiple of the output itself needs no state: the score of a noise network is finite at pure noise.
+        if _absent(p) and _absent(row.p):
+            return 0.0, divide(q * row.c, row.q)
+        if _absent(q) and _absent(row.q):
+            return 0.0, divide(p * row.c, row.p)
         delta = instant.alpha * row.q - instant.sigma * row.p
         a = divide(p * row.q - q * row.p, delta)
         return a, divide((instant.alpha * q - instant.sigma * p) * row.c, delta)
@@ -218,8 +222,7 @@ class Affine(Predictor):
 
     def per_data(self, instant: Instant) -> Number:
         r""":math:`|dX_1|^2/|dN|^2 = (\sigma c/\Delta)^2`."""
-        row = self.row(instant)
-        return (instant.sigma * row.c / (instant.alpha * row.q - instant.sigma * row.p)) ** 2
+        return self.coefficients(instant, 1.0, 0.0)[1] ** 2
 
     def reads(self, instant: Instant) -> bool:
         """Whether data and noise are finite combinations of state and output here."""
@@ -298,14 +301,12 @@ class Karras(Affine):
         self.sigma_data = float(sigma_data)
 
     def row(self, instant: Instant) -> Row:
-        d2 = self.sigma_data**2
-        norm = (instant.sigma**2 + instant.alpha**2 * d2) ** 0.5
-        return Row(instant.sigma, -instant.alpha * d2, self.sigma_data * norm, 1 / norm)
+        return Row(instant.sigma, -instant.alpha * self.sigma_data**2, self.sigma_data / self.gain(instant))
+
+    def gain(self, instant: Instant) -> Number:
+        r""":math:`c_{in}/\alpha = 1/\sqrt{\sigma^2 + \alpha^2 d^2}`."""
+        return (instant.sigma**2 + instant.alpha**2 * self.sigma_data**2) ** -0.5
 
 
-def check_network(network: Any) -> None:
-    """Raise unless the network is a module."""
-    if not isinstance(network, nn.Module):
-        raise TypeError(
-            f"the network must be a torch.nn.Module called as network(x, t, **condition), got {type(network).__name__}"
-        )
+def _absent(coefficient: Number) -> bool:
+    return isinstance(coefficient, float) and coefficient == 0.0

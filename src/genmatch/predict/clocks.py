@@ -35,8 +35,14 @@ def scaled(factor: float) -> Clock:
 
 def log_noise(instant: Any) -> Number:
     r""":math:`\tfrac14\log(\sigma/\alpha)`, as arXiv 2206.00364, Table 1."""
-    ratio = instant.sigma / instant.alpha
-    return ratio.log() / 4 if isinstance(ratio, Tensor) else math.log(ratio) / 4
+    if isinstance(instant.sigma, Tensor):
+        return (instant.sigma / instant.alpha).log() / 4
+    if not (instant.sigma > 0 and instant.alpha > 0):
+        raise ValueError(
+            f"the log noise level is infinite at t = {instant.t:g} on this schedule: feed the network another time, "
+            "time=clocks.t, or keep inside (0, 1)"
+        )
+    return math.log(instant.sigma / instant.alpha) / 4
 
 
 def index(schedule: DDPM) -> Clock:

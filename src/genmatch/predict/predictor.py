@@ -26,7 +26,8 @@ class Predictor(nn.Module, ABC):
     computed until a reading is asked for, and the native reading is that output untouched.
     """
 
-    path: Path
+    kind: str  # what the network predicts
+    path: Any  # a Path; subclasses say which
     divergence: Divergence
 
     @abstractmethod
@@ -73,6 +74,21 @@ class Predictor(nn.Module, ABC):
         return read_time(self, t, x)
 
 
+def check_parts(network: Any, time: Any, divergence: Any) -> None:
+    """Raise unless a predictor can be built of these; ``None`` stands for its own choice of clock and divergence."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"the network must be a torch.nn.Module called as network(x, t, **condition), got {type(network).__name__}"
+        )
+    if time is not None and not callable(time):
+        raise TypeError(f"time must be a function of an instant such as gm.predict.clocks.t, got {type(time).__name__}")
+    if divergence is not None and not isinstance(divergence, Divergence):
+        what = (
+            f"the class {divergence.__name__}: call it" if isinstance(divergence, type) else type(divergence).__name__
+        )
+        raise TypeError(f"divergence must be a genmatch Divergence, got {what}")
+
+
 def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> Tensor:
     """``network(x, t, **condition)`` with t ``(B,)``."""
     dtype = x.dtype if x.is_floating_point() else torch.float32
@@ -80,7 +96,12 @@ def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> T
         time = time.to(x.device, dtype).reshape(-1).expand(len(x))
     else:
         time = x.new_full((len(x),), time, dtype=dtype)
-    return network(x, time, **condition) if condition else network(x, time)
+    output = network(x, time, **condition) if condition else network(x, time)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the network must return one tensor, got {type(output).__name__}: wrap it to return its prediction"
+        )
+    return output
 
 
 def check_condition(condition: Condition, batch: int) -> None:
@@ -88,9 +109,7 @@ def check_condition(condition: Condition, batch: int) -> None:
     if condition is None:
         return
     if not isinstance(condition, Mapping):
-        raise TypeError(
-            f"condition must be a dict of tensors such as {{'label': y}}, got {type(condition).__name__}"
-        )
+        raise TypeError(f"condition must be a dict of tensors such as {{'label': y}}, got {type(condition).__name__}")
     for name, value in condition.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"condition[{name!r}] must be a tensor, got {type(value).__name__}")

@@ -2,13 +2,14 @@ r"""A model trained on one Gaussian path, used on another."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..paths import GaussianPath
-from ..schedules import Number, along_batch
+from ..schedules import Instant, Number
 from .affine import Affine, Prediction
 from .predictor import Condition
 from .wrapper import Wrapper
@@ -16,26 +17,25 @@ from .wrapper import Wrapper
 __all__ = ["Reschedule"]
 
 
-class _Both(NamedTuple):
+class _Both:
     """The numbers of the new path, and those of the model's own at the same signal-to-noise ratio."""
 
-    t: Number
-    alpha: Number
-    sigma: Number
-    alpha_dot: Number
-    sigma_dot: Number
-    inner: NamedTuple
+    __slots__ = ("inner", "outer")
 
-    @property
-    def wronskian(self) -> Number:
-        return self.alpha_dot * self.sigma - self.alpha * self.sigma_dot
+    def __init__(self, outer: Instant, inner: Any) -> None:
+        self.outer, self.inner = outer, inner
+
+    def __getattr__(self, name: str) -> Any:  # t, alpha, sigma and the rest are the new path's
+        return getattr(self.outer, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.outer, self.inner))
 
     def rows(self) -> list[_Both]:
-        own = zip(*(f.tolist() for f in self[:5]), strict=True)
-        return [_Both(*row, inner) for row, inner in zip(own, self.inner.rows(), strict=True)]  # type: ignore
+        return [_Both(outer, inner) for outer, inner in zip(self.outer.rows(), self.inner.rows(), strict=True)]
 
     def broadcast(self, x: Tensor) -> _Both:
-        return _Both(*(along_batch(f, x) for f in self[:5]), self.inner.broadcast(x))  # type: ignore
+        return _Both(self.outer.broadcast(x), self.inner.broadcast(x))
 
 
 class Reschedule(Wrapper):
@@ -57,6 +57,8 @@ class Reschedule(Wrapper):
     """
 
     kind = "rescheduled"
+    model: Affine
+    path: GaussianPath
 
     def __init__(self, model: Affine, path: GaussianPath) -> None:
         super().__init__(model)
@@ -77,28 +79,28 @@ class Reschedule(Wrapper):
         """The numbers of both paths."""
         schedule = self.path.schedule
         inner = self.model.path.schedule.inverse_log_snr(schedule.log_snr(t.double())).to(t.dtype)
-        return _Both(*schedule.at(t), self.model.at(inner))
+        return _Both(schedule.at(t), self.model.at(inner))
 
     def native(self, x: Tensor, instant: _Both, condition: Condition = None) -> Tensor:
         """The network's output at the state of equal signal-to-noise ratio on its own path."""
-        return self.model.native(_ratio(instant) * x, instant.inner, condition)  # type: ignore[arg-type]
+        return self.model.native(_ratio(instant) * x, instant.inner, condition)
 
     def prediction(self, x: Tensor, instant: _Both, native: Tensor) -> Prediction:
         """The readings on the new path."""
-        return Prediction(self, x, instant, native)  # type: ignore[arg-type]
+        return Prediction(self, x, instant, native)
 
     def coefficients(self, instant: _Both, p: Number, q: Number) -> tuple[Number, Number]:
         """Data and noise are the same on both paths; the state is not."""
-        a, b = self.model.coefficients(instant.inner, p, q)  # type: ignore[arg-type]
+        a, b = self.model.coefficients(instant.inner, p, q)
         return a * _ratio(instant), b
 
     def reads(self, instant: _Both) -> bool:
         """As the model at its own time."""
-        return self.model.reads(instant.inner)  # type: ignore[arg-type]
+        return self.model.reads(instant.inner)
 
 
 def _ratio(instant: _Both) -> Number:
     """State of the model's path over state of the new one; by the norms, which vanish at neither end."""
     inner = instant.inner
-    norm = (inner.alpha**2 + inner.sigma**2) / (instant.alpha**2 + instant.sigma**2)  # type: ignore[attr-defined]
+    norm = (inner.alpha**2 + inner.sigma**2) / (instant.alpha**2 + instant.sigma**2)
     return norm.sqrt() if isinstance(norm, torch.Tensor) else norm**0.5

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ..divergences import CrossEntropy, Divergence
 from ..paths import MixtureInstant, MixturePath
 from . import clocks
-from .affine import check_network
-from .predictor import Condition, Predictor, call
+from .predictor import Condition, Predictor, call, check_parts
 
 __all__ = ["TokenPrediction", "Tokens"]
 
@@ -50,6 +49,7 @@ class Tokens(Predictor):
     """
 
     kind = "tokens"
+    path: MixturePath
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Tokens(Predictor):
         super().__init__()
         if not isinstance(path, MixturePath):
             raise TypeError(f"Tokens needs a MixturePath, got {type(path).__name__}")
-        check_network(network)
+        check_parts(network, time, divergence)
         self.network, self.path = network, path
         self.divergence = CrossEntropy() if divergence is None else divergence
         self.time = clocks.t if time is None else time

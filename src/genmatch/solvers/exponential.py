@@ -24,7 +24,6 @@ References
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,14 +31,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..generators import Langevin, OperatorInstant
+from ..generators import Flow, Generator, Langevin, OperatorInstant
 from ..paths import GaussianPath
-from ..predict.affine import weighted
-from ..quadrature import integrate
 from ..random import Draws
-from ..schedules import Instant, Schedule
+from ..schedules import Instant
+from .exposure import exposure, noise_terms, noisy_gain
 from .field import Field
-from .solver import Solver
+from .solver import Solver, refuse_negative
 
 __all__ = ["DDIM", "DDPM", "Exponential", "Transition", "apply_transition"]
 
@@ -65,13 +63,20 @@ class Transition(NamedTuple):
 def apply_transition(field: Field, x: Tensor, c: Transition, draws: Draws, before: Any = None) -> tuple[Tensor, Any]:
     """The step, and the quantity that the next one extrapolates."""
     native = field.native(x, c.instant)
-    moved = weighted(c.a, x, c.b, native)
-    now = None if c.history is None else weighted(c.history[0], x, c.history[1], native)
+    moved = _affine(c.a, x, c.b, native)
+    now = None if c.history is None else _affine(c.history[0], x, c.history[1], native)
     if c.slope:
-        moved = moved + c.slope * (now - before)
+        moved = torch.add(moved, now - before, alpha=c.slope)
     if c.std:
-        moved = moved + c.std * field.space.brownian(x, draws)
+        moved = torch.add(moved, field.space.brownian(x, draws), alpha=c.std)
     return moved, now
+
+
+def _affine(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
+    """``a x + b y`` in as few passes over the memory as there can be."""
+    if a == 0.0:
+        return y if b == 1.0 else b * y
+    return torch.add(x if a == 1.0 else a * x, y, alpha=b)
 
 
 class _Semilinear(Solver):
@@ -93,6 +98,9 @@ class _Semilinear(Solver):
             return f"{path!r} is not a Gaussian path"
         if not path.readable:
             return f"on {path!r} noise is added to the state"
+        for _, generator in operator.terms:
+            if not isinstance(generator, (Flow, Langevin)) and _has_variance(field, generator):
+                return f"{type(generator).__name__} has a variance and is no gm.Langevin, whose diffusivity is known"
         return ""
 
     @abstractmethod
@@ -114,7 +122,9 @@ class _Semilinear(Solver):
         self._refuse(field)
         model = field.models[0]
         instants = field.at(times)
-        values = torch.tensor([i.models[0][:5] for i in instants], dtype=torch.float64)
+        refuse_negative(field, instants)
+        numbers = [i.models[0] for i in instants]
+        values = torch.tensor([(n.t, n.alpha, n.sigma) for n in numbers], dtype=torch.float64)
         now = Instant(*values.unbind(1))
         factor, std = self.damping(field, _part(now, slice(None, -1)), _part(now, slice(1, None)))
         slopes = self.slopes(field, times, now)
@@ -164,7 +174,7 @@ class Exponential(_Semilinear):
 
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
         r""":math:`e^{-G}` and :math:`\sigma_s\sqrt{1 - e^{-2G}}`."""
-        total = _exposure(field, t, s)
+        total = exposure(field, t, s)
         return torch.exp(-total), s.sigma * torch.sqrt(-torch.expm1(-2 * total))
 
     def slopes(self, field: Field, times: Tensor, now: Instant) -> list[float]:
@@ -173,24 +183,26 @@ class Exponential(_Semilinear):
         .. math:: \sqrt{\alpha_s^2+\sigma_s^2}\,\sin\theta_s\Bigl[\sin\theta_s - \sin\theta_t
                   - \int_t^s \frac{\tan\theta}{\tan\theta_s} e^{-G(\cdot,s)}\,d\sin\theta\Bigr],
 
-        which is :math:`\sqrt{\alpha_s^2+\sigma_s^2}\,(1 - \cos(\theta_s-\theta_t))` without noise. K comes from the step
-        before, where the noise does not swamp it. Backwards E_0 takes the place of D and :math:`\cos` that of :math:`\sin`.
+        which is :math:`\sqrt{\alpha_s^2+\sigma_s^2}\,(1 - \cos(\theta_s-\theta_t))` without noise. K comes from the
+        step before, where the noise does not swamp it. Backwards E_0 takes the place of D and :math:`\cos` that of
+        :math:`\sin`.
         """
         steps = len(times) - 1
         if self.order == 1 or steps == 1:
             return [0.0] * steps
-        theta = torch.atan2(now.alpha, now.sigma)
-        norm = torch.hypot(now.alpha, now.sigma)[1:]
-        if _langevin(field):
-            gain = norm * _noisy_gain(field, times, now)
-            calm = _exposure(field, _part(now, slice(None, -1)), _part(now, slice(1, None))) <= CALM * (
-                now.alpha.log() - now.sigma.log()
-            ).diff()
+        t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
+        # Differences of sines and cosines by products, as near both ends the sines themselves are equal to rounding.
+        turn = torch.atan2(s.alpha * t.sigma - t.alpha * s.sigma, s.alpha * t.alpha + s.sigma * t.sigma)
+        theta, rest = torch.atan2(now.alpha, now.sigma), torch.atan2(now.sigma, now.alpha)
+        between = (rest[:-1] + rest[1:]) / 2 if bool(times[-1] > times[0]) else -(theta[:-1] + theta[1:]) / 2
+        change = 2 * torch.sin(turn / 2) * torch.sin(between)
+        norm = torch.hypot(s.alpha, s.sigma)
+        if noise_terms(field):
+            part, noise = noisy_gain(field, t, s)
+            calm = noise <= CALM * (t.sigma * s.alpha / (t.alpha * s.sigma)).log()
         else:
-            gain = norm * (1 - torch.cos(theta.diff()))
-            calm = torch.ones_like(gain, dtype=torch.bool)
-        change = (torch.sin(theta) if bool(times[-1] > times[0]) else torch.cos(theta)).diff()
-        return [0.0, *torch.where(calm[:-1], gain[1:] / change[:-1], 0.0).tolist()]
+            part, calm = 2 * torch.sin(turn / 2) ** 2, torch.ones_like(turn, dtype=torch.bool)
+        return [0.0, *torch.where(calm[:-1], (norm * part)[1:] / change[:-1], 0.0).tolist()]
 
     def __repr__(self) -> str:
         return f"Exponential(order={self.order})"
@@ -250,7 +262,7 @@ class DDPM(_Semilinear):
 
 
 def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float) -> tuple[Tensor, Tensor]:
-    if any(not _is_zero(w) for w, g in field.operator.terms if isinstance(g, Langevin)):
+    if noise_terms(field):
         raise ValueError(
             f"{type(solver).__name__} adds noise of its own, and the generator has noise too: "
             "pass the flow alone, or use gm.solvers.Exponential() for the diffusion"
@@ -267,68 +279,12 @@ def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float)
     return torch.sqrt(1 - share**2), s.sigma * share
 
 
-def _is_zero(weight: Any) -> bool:
-    return not callable(weight) and weight == 0
+def _has_variance(field: Field, generator: Generator) -> bool:
+    (instant,) = field.at(torch.tensor([0.5], dtype=torch.float64))
+    x, (model,) = torch.ones_like(field.like[:1]), field.models
+    prediction = model.prediction(x, instant.models[0], model.blank(x))
+    return generator.triplet(x, instant.t, prediction).variance is not None
 
 
 def _part(instant: Instant, where: slice) -> Instant:
-    return Instant(*(f[where] for f in instant))
-
-
-def _langevin(field: Field) -> list[tuple[Any, Langevin]]:
-    return [(w, g) for w, g in field.operator.terms if isinstance(g, Langevin) and not _is_zero(w)]
-
-
-def _exposure(field: Field, t: Instant, s: Instant) -> Tensor:
-    """G of each step; refuses noise that is negative, or that runs backwards in time."""
-    terms = _langevin(field)
-    total = torch.zeros_like(t.t)
-    if not terms:
-        return total
-    if bool((s.t < t.t).any()):
-        raise ValueError("noise runs from noise to data: with times that fall use a flow, without Langevin")
-    schedule: Schedule = field.operator.path.schedule  # type: ignore[attr-defined]
-    inner = s.sigma > 0
-    for weight, generator in terms:
-        if callable(weight):
-            part = _weighted_exposure(weight, generator, schedule, t.t, s.t)
-        else:
-            part = weight * generator.diffusivity.exposure(schedule, t.t, s.t)
-        # Where the step ends in the data the old noise has no weight, whatever G is.
-        total = total + torch.where(inner, part, math.inf)
-    if not bool((total >= 0).all()):
-        worst = int(torch.argmin(torch.nan_to_num(total, nan=-math.inf)))
-        raise ValueError(
-            f"the weights make the variance negative between t = {t.t[worst]:g} and {s.t[worst]:g}: "
-            "the diffusions subtracted carry more noise than those added"
-        )
-    return total
-
-
-def _weighted_exposure(weight: Any, generator: Langevin, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    def integrand(times: Tensor) -> Tensor:
-        instant = schedule.at(times)
-        weights = torch.tensor([[float(weight(v)) for v in row] for row in times.tolist()], dtype=times.dtype)
-        return weights * torch.as_tensor(generator.diffusivity.per_sigma(instant)) / (2 * instant.sigma)
-
-    return integrate(integrand, t, s)
-
-
-def _noisy_gain(field: Field, times: Tensor, now: Instant) -> Tensor:
-    """The bracket of ``Exponential.slopes``, times sin(theta_s); the integral vanishes where the step ends in the data."""
-    schedule: Schedule = field.operator.path.schedule  # type: ignore[attr-defined]
-    sine = torch.sin(torch.atan2(now.alpha, now.sigma))
-    end = _part(now, slice(1, None))
-
-    def integrand(tau: Tensor) -> Tensor:
-        inner = schedule.at(tau)
-        flat = Instant(*(f.reshape(-1) for f in inner))
-        ends = Instant(*(f[:, None].expand_as(tau).reshape(-1) for f in end))
-        damp = torch.exp(-_exposure(field, flat, ends)).reshape(tau.shape)
-        # d sin(theta) = cos(theta) d theta = sigma W / norm^3 dt
-        slope = inner.sigma * inner.wronskian / (inner.alpha**2 + inner.sigma**2) ** 1.5
-        ratio = (inner.alpha / inner.sigma) / (end.alpha / end.sigma)[:, None]
-        return torch.nan_to_num(ratio, nan=0.0, posinf=0.0) * damp * slope
-
-    kept = torch.where(end.sigma > 0, integrate(integrand, times[:-1], times[1:]), 0.0)
-    return sine[1:] * (sine.diff() - kept)
+    return Instant(instant.t[where], instant.alpha[where], instant.sigma[where])

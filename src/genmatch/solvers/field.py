@@ -65,8 +65,9 @@ class Field:
         return Triplet(triplet.drift, triplet.variance, Rates(*terms))
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
-        """The output of the only network."""
-        return self.models[0].native(x, instant.models[0], self.condition)
+        """The output of the only network, in the state's dtype: under autocast it may come in less."""
+        output = self.models[0].native(x, instant.models[0], self.condition)
+        return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def probe(self, instant: OperatorInstant) -> Triplet:
         """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""

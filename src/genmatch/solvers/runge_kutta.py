@@ -40,8 +40,8 @@ class RungeKutta(Solver):
     .. math:: k_j = L_{t + c_j h}\bigl(x \oplus h\textstyle\sum_l a_{jl} k_l\bigr), \qquad
        x' = x \oplus h\textstyle\sum_j b_j k_j
 
-    where :math:`\oplus` is the space's move. The Brownian increment is one per step, shared between its stages; on tokens
-    whether and where a position jumps is drawn from the rates of the last sum.
+    where :math:`\oplus` is the space's move. The Brownian increment is one per step, shared between its stages; on
+    tokens whether and where a position jumps is drawn from the rates of the last sum.
 
     The last step ends at t = 1 by the method itself where the field is finite there. Where it is not (a data network's
     velocity, a score at the data) it is one exponential step of order 1, which ends in the data prediction.
@@ -61,6 +61,8 @@ class RungeKutta(Solver):
         h = ends - starts
         parts = field.probe(field.at(starts[:1])[0]).parts
         refuse_parts(self, parts, _offers(parts))
+        if parts & {"variance", "rates"} and bool(times[-1] < times[0]):
+            raise ValueError("noise and jumps run from noise to data: with times that fall use a flow, drift alone")
         if len(self.c) > 1 and "variance" in parts and not all(g.additive for _, g in field.operator.terms):
             raise ValueError(
                 f"{type(self).__name__} needs additive noise, the same at every state: a method of several stages "

@@ -67,7 +67,8 @@ def refuse_parts(solver: Solver, parts: frozenset[str], offers: str) -> None:
 def refuse_negative(field: Field, rows: Sequence[Any]) -> None:
     """Raise if the weights make a variance or a rate negative at one of the instants.
 
-    Only sums with a negative weight are looked at; a variance that depends on the state is looked at where it is probed.
+    Only sums with a negative weight are looked at; a variance that depends on the state is looked at where it is
+    probed.
     """
     for instant in rows:
         if all(weight >= 0 for weight in instant.weights):

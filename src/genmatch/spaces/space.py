@@ -64,10 +64,21 @@ class Euclidean(Space):
 
     def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
         if triplet.drift is not None:
+            if triplet.drift.shape != x.shape:
+                raise ValueError(
+                    f"a drift has the shape {tuple(x.shape)} of the state, got {tuple(triplet.drift.shape)}"
+                )
             x = x + h * triplet.drift
         if triplet.variance is not None:
-            z = self.brownian(x, draws) if noise is None else noise
             variance = h * triplet.variance
+            if isinstance(variance, Tensor) and variance.ndim not in (0, x.ndim):
+                raise ValueError(
+                    f"a variance is a number or has shape (B, *S) or (B, 1, ..., 1) for a state of shape "
+                    f"{tuple(x.shape)}, got {tuple(variance.shape)}: it would be read along a feature"
+                )
+            if not isinstance(variance, Tensor) and variance < 0:
+                raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
+            z = self.brownian(x, draws) if noise is None else noise
             x = x + (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)) * z
         return x
 

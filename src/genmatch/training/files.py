@@ -30,23 +30,34 @@ def replace_file(path: Path, write: Callable[[Path], object], previous: Path | N
 
     There is a whole file at ``path`` at every moment after the first call returns.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
-    fresh.unlink(missing_ok=True)
-    write(fresh)
-    _flush(fresh)
-    if previous is not None and path.exists():
-        keep = previous.with_name(previous.name + ".part")
-        keep.unlink(missing_ok=True)
-        try:
-            os.link(path, keep)  # a second name rather than a rename: `path` is never missing
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, keep)
-            _flush(keep)
-        os.replace(keep, previous)
-    os.replace(fresh, path)
-    if hasattr(os, "O_DIRECTORY"):
-        _flush(path.parent)  # makes the new names last
+    # A folder, as safetensors makes a file of its own beside the one it writes.
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # what a killed process left
+    part.mkdir(parents=True)
+    try:
+        fresh, keep = part / path.name, part / "previous"
+        fresh.touch()
+        mode = fresh.stat().st_mode  # safetensors makes files that nobody else may read
+        write(fresh)
+        fresh.chmod(mode)
+        _flush(fresh)
+        if previous is not None and path.exists():
+            _duplicate(path, keep)
+            os.replace(keep, previous)
+        os.replace(fresh, path)
+        if hasattr(os, "O_DIRECTORY"):
+            _flush(path.parent)  # makes the new names last
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _duplicate(path: Path, copy: Path) -> None:
+    """Give a file a second name, rather than rename it: ``path`` is never missing."""
+    try:
+        os.link(path, copy)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, copy)
+        _flush(copy)
 
 
 def _flush(path: Path) -> None:
@@ -63,7 +74,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     value = 0
     for tensor in tensors:
         data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-        value = zlib.crc32(data.numpy(), value)
+        value = zlib.crc32(data.numpy().data, value)
     return value
 
 
@@ -72,10 +83,14 @@ def write_tensors(
 ) -> None:
     """Write tensors and a JSON-able dict to ``path`` atomically; see :func:`replace_file`."""
     host = {name: _independent(tensor) for name, tensor in tensors.items()}
-    sums = {name: checksum([tensor]) for name, tensor in host.items()}
+    sums = {name: _identify(tensor) for name, tensor in host.items()}
     text = json.dumps({"metadata": metadata, "checksums": sums})
     header = {_TEXT: text, _CHECK: str(zlib.crc32(text.encode()))}
     replace_file(path, lambda part: save_file(host, str(part), metadata=header), previous)
+
+
+def _identify(tensor: Tensor) -> str:
+    return f"{checksum([tensor]):08x} {tensor.dtype} {list(tensor.shape)}"
 
 
 def _independent(tensor: Tensor) -> Tensor:
@@ -104,15 +119,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    text = header.get(_TEXT)
-    if text is None:
+    if _TEXT not in header and _CHECK not in header:
         return tensors, {}
+    text = header.get(_TEXT, "")
     if header.get(_CHECK) != str(zlib.crc32(text.encode())):
         raise ValueError(f"{path} is damaged: the checksum of its metadata does not agree")
     content = json.loads(text)
     if content["checksums"].keys() != tensors.keys():
         raise ValueError(f"{path} is damaged: it does not hold the tensors that it lists")
     for name, tensor in tensors.items():
-        if checksum([tensor]) != content["checksums"][name]:
+        if _identify(tensor) != content["checksums"][name]:
             raise ValueError(f"{path} is damaged: the checksum of {name!r} does not agree")
     return tensors, content["metadata"]

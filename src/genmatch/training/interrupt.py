@@ -12,8 +12,8 @@ __all__ = ["DeferredInterrupt"]
 class DeferredInterrupt:
     """A context in which Ctrl-C sets ``requested`` and nothing else, so that weights are never saved half updated.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Python has no signals, and where SIGINT is ignored
-    (a job in the background), the context does nothing.
+    A second Ctrl-C interrupts at once. Outside the main thread, where Python has no signals, and where SIGINT is
+    ignored (a job in the background), the context does nothing.
     """
 
     def __init__(self) -> None:

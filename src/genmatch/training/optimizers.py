@@ -76,7 +76,8 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Put back what :func:`optimizer_state` gave, exactly."""
-    groups = [{**own, **group} for own, group in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)]
+    current = optimizer.state_dict()["param_groups"]
+    groups = [{**own, **group} for own, group in zip(current, saved["groups"], strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     # load_state_dict chooses the devices, but casts to the parameter's dtype: float32 moments of bfloat16 weights
     # would lose bits.

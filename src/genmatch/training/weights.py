@@ -14,7 +14,8 @@ from .files import read_tensors, write_tensors
 
 __all__ = ["collect_weights", "fill_weights", "load", "save"]
 
-MODEL = "model."  # the prefix of a model's weights in a training checkpoint
+# What names begin with in a checkpoint: the model's weights, and those of genmatch.nn.EMA.
+MODEL, AVERAGED, COPIED = "model.", "ema.averaged.", "ema.copied."
 _LISTED = 8
 
 
@@ -56,10 +57,8 @@ def save(path: str | os.PathLike[str], model: nn.Module, **metadata: Any) -> Non
     write_tensors(path, tensors, {"kind": "weights", "format": 1, "aliases": aliases, "user": metadata})
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Any]:
+def load(path: str | os.PathLike[str], model: nn.Module, *, ema: bool = False) -> dict[str, Any]:
     """Read the weights of a module from a file of :func:`save`, a checkpoint of :func:`fit`, or any safetensors file.
-
-    From a checkpoint it takes the weights that were being trained, not their average.
 
     Parameters
     ----------
@@ -67,6 +66,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Any]:
         The file.
     model
         A module of the same structure; its tensors keep their device and memory layout.
+    ema
+        Take the moving average of the weights that a checkpoint has, instead of the weights that were being trained.
 
     Returns
     -------
@@ -77,15 +78,31 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, or a name, shape or dtype differs; the model is then left as it was.
+        If the file is damaged, has no average that is asked for, or a name, shape or dtype differs; the model is then
+        left as it was.
     """
     path = _check_path(path)
     tensors, content = read_tensors(path)
     check_format(path, content)
-    if content.get("kind") == "checkpoint":
-        tensors = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
+    if ema:
+        tensors = _averaged(path, tensors)
+    elif content.get("kind") == "checkpoint":
+        tensors = _under(MODEL, tensors)
     fill_weights(model, tensors, content.get("aliases", {}), str(path))
     return {"step": content["step"]} if content.get("kind") == "checkpoint" else content.get("user", {})
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _averaged(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The average of a checkpoint, in the dtypes of the weights: it is kept in float32 at least."""
+    average = {**_under(AVERAGED, tensors), **_under(COPIED, tensors)}
+    trained = _under(MODEL, tensors)
+    if not average or not average.keys() <= trained.keys():
+        raise ValueError(f"{path} has no moving average of the whole model: leave ema=True out")
+    return {name: average[name].to(value.dtype) for name, value in trained.items() if name in average}
 
 
 def check_format(path: Path, content: Mapping[str, Any]) -> None:
@@ -129,8 +146,8 @@ def fill_weights(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapp
     for name, other in collect_weights(module)[1].items():
         if not torch.equal(given[name], given[other]):
             raise ValueError(
-                f"{source} has different values for {name} and {other}, which are one tensor in {type(module).__name__}: "
-                "it comes from a model that does not tie them"
+                f"{source} has different values for {name} and {other}, which are one tensor in "
+                f"{type(module).__name__}: it comes from a model that does not tie them"
             )
     # A state_dict of the module itself carries the versions that its own loading hooks ask for.
     state = module.state_dict()
@@ -146,7 +163,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
             raise TypeError(
                 f"{name} in the state of {type(module).__name__} is {type(value).__name__}: a file holds tensors only"
             )
-        if isinstance(value, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(value):
             raise ValueError(f"{name} of {type(module).__name__} has no shape yet: call the model once before")
     return state
 

@@ -1,0 +1,117 @@
+"""Runs that are killed by SIGKILL at given places: ``python killed_runs.py FOLDER PLACE ...`` forks one for each.
+``python killed_runs.py --train FOLDER`` runs one and waits to be killed.
+
+One process imports everything and forks, as importing takes longer than training here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from small_runs import build, flow_loss, points
+
+import genmatch.training.files as files
+from genmatch.nn import EMA
+from genmatch.training import Fit, fit
+
+STEPS, EVERY = 12, 4
+
+
+def train(folder: Path | None, seed: int = 0) -> Fit:
+    """The run: everything is made anew, with other weights for another seed."""
+    model = build(seed)
+    torch.manual_seed(seed + 100)
+    return fit(
+        model,
+        points(),
+        STEPS,
+        loss=flow_loss,
+        ema=0.9,
+        batch_size=8,
+        lr=1e-2,
+        progress=False,
+        log=None if folder is None else folder / "log.csv",
+        log_every=3,
+        checkpoint=folder,
+        checkpoint_every=EVERY,
+    )
+
+
+def die(*_args, **_kwargs) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_call(module, name: str, number: int, before: bool) -> None:
+    """Die at the given call of a function: before it, or after it."""
+    function, calls = getattr(module, name), iter(range(1, 10**6))
+
+    def wrapped(*args, **kwargs):
+        last = next(calls) == number
+        if last and before:
+            die()
+        result = function(*args, **kwargs)
+        if last:
+            die()
+        return result
+
+    setattr(module, name, wrapped)
+
+
+def half_written(number: int) -> None:
+    """Die when half of the bytes of a checkpoint are written."""
+    save, calls = files.save_file, iter(range(1, 10**6))
+
+    def wrapped(tensors, path, metadata):
+        save(tensors, path, metadata=metadata)
+        if next(calls) == number:
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    files.save_file = wrapped
+
+
+# The log begins with a call of os.replace and two of os.fsync, for a file and its folder. A checkpoint is written after
+# steps 4, 8 and 12: the first makes the same calls, the others begin with os.link and os.replace to keep the one before.
+PLACES = {
+    "half of the first": (lambda: half_written(1), 0),
+    "half of the second": (lambda: half_written(2), 4),
+    "before the first is flushed": (lambda: on_call(os, "fsync", 3, before=True), 0),
+    "before the first is in place": (lambda: on_call(os, "replace", 2, before=True), 0),
+    "when the first is in place": (lambda: on_call(os, "replace", 2, before=False), 4),
+    "before the second is flushed": (lambda: on_call(os, "fsync", 5, before=True), 4),
+    "before the first is kept": (lambda: on_call(os, "link", 1, before=True), 4),
+    "when the first has two names": (lambda: on_call(os, "link", 1, before=False), 4),
+    "when the first is kept": (lambda: on_call(os, "replace", 3, before=False), 4),
+    "when the second is in place": (lambda: on_call(os, "replace", 4, before=False), 8),
+    "before the second's folder is flushed": (lambda: on_call(os, "fsync", 6, before=True), 8),
+    "when the last is in place": (lambda: on_call(os, "replace", 6, before=False), 12),
+    "within a step": (lambda: on_call(torch.Tensor, "backward", 7, before=False), 4),
+    "before the weights move": (lambda: on_call(torch.optim.AdamW, "step", 11, before=True), 8),
+    "before the average moves": (lambda: on_call(EMA, "update", 11, before=True), 8),
+}
+
+
+def main(folder: str, *places: str) -> None:
+    for number, place in enumerate(places):
+        child = os.fork()
+        if child == 0:
+            PLACES[place][0]()
+            train(Path(folder) / str(number))
+            os._exit(0)  # it was not killed
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            raise SystemExit(f"not killed {place}: status {status}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser imports much
+    if sys.argv[1] == "--train":
+        print("ready", flush=True)
+        train(Path(sys.argv[2]))
+    else:
+        main(*sys.argv[1:])
