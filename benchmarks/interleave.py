@@ -1,4 +1,4 @@
-"""Timing side by side: every contender in turn, round after round, so that a machine that slows down slows all alike."""
+"""Timing side by side: each contender in turn, round after round, so that a machine that slows down slows all alike."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def versions(*packages: str) -> dict[str, str]:
 
 def save(name: str, content: Mapping[str, Any]) -> Path:
     """Write results with the machine, the date and the commit that made them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     machine = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),

@@ -5,7 +5,8 @@ The network is trivial, x -> -x, so what is timed is the loop. Each number is th
     for i in range(steps): x = x + h * network(x)
 
 in the same round, as a median over the rounds; each library is called in its documented way, with its schedule set up
-inside the timed call, as a user would. ``reads`` are reads of tensor values by the host per step: on a GPU each is a wait.
+inside the timed call, as a user would. ``reads`` are reads of tensor values by the host per step: on a GPU each is a
+wait.
 
 Run it as ``make bench`` or ``python benchmarks/sampling_overhead.py [--save]``.
 """

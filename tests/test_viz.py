@@ -344,6 +344,8 @@ def test_a_wide_range_of_curvature_is_logarithmic():
     assert figure.axes[0].get_xscale() == "log"
     edges = figure.axes[0].patches[0].get_data().edges
     assert np.allclose(np.diff(np.log(edges)), np.log(edges[-1]) / 20)
+    head, rest = [text.get_text() for text in figure.axes[1].texts]
+    assert (head, rest.splitlines()[0]) == ("diffusion", "DDPM")
     is_clear(figure)
 
 

@@ -55,8 +55,12 @@ class TokenWorld:
         return (self.given(self.kappa(t)).prod(-1) * self.law).sum(-1)
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """p(x1_i = v | x_t = x), ``(B, positions, 3)``."""
-        joint = self.given(self.kappa(t), x).prod(-1) * self.law
+        """p(x1_i = v | x_t = x), ``(B, positions, 3)``.
+
+        With a mask it is the same at every t, and defined also for tokens that show at t = 0 (a prompt).
+        """
+        kappa = self.kappa(t) if self.path.mask is None else torch.tensor(0.5, dtype=torch.float64)
+        joint = self.given(kappa, x).prod(-1) * self.law
         one_hot = nn.functional.one_hot(self.data, VOCABULARY).double()
         joint = torch.einsum("bd,dpv->bpv", joint, one_hot)
         return joint / joint.sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import grids
 from .generators import Operator
@@ -289,7 +289,7 @@ def _check_device(generator: Operator, device: torch.device) -> None:
         )
 
 
-def _rows(value, rows: slice, device):
+def _rows(value: Any, rows: slice, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {name: tensor[rows].to(device) for name, tensor in value.items()}
     return None if value is None else value[rows].to(device)

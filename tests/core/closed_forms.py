@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
@@ -54,6 +55,15 @@ def name(value: object) -> str | None:
 def column(values: Tensor, x: Tensor) -> Tensor:
     """``(B,)`` along the batch of ``x``, written apart from the library's own."""
     return values.view((len(values),) + (1,) * (x.ndim - 1))
+
+
+def fits(counts: Tensor, law: Tensor) -> bool:
+    """Whether counts could come from a law: false for one right sampler in 10,000 (chi-square)."""
+    law = law.double() / law.double().sum()
+    if bool((counts[law == 0] > 0).any()):
+        return False
+    counts, law = counts[law > 0], law[law > 0]
+    return float(stats.chisquare(counts.numpy(), (counts.sum() * law).numpy()).pvalue) > 1e-4
 
 
 class Truth(NamedTuple):

@@ -14,8 +14,8 @@ from genmatch import grids
 from genmatch.schedules import DDPM, EDM, VE, VP, CondOT, Cosine
 
 SPANNED = {
-    "uniform": lambda n, **span: grids.uniform(n, **span),
-    "quadratic": lambda n, **span: grids.quadratic(n, **span),
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
     "shifted": lambda n, **span: grids.shifted(n, 3.0, **span),
 }
 steps = st.integers(1, 200)

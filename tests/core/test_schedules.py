@@ -281,7 +281,7 @@ def test_equal_schedules_are_equal(schedule: Schedule):
     twin = copy.deepcopy(schedule)
     assert twin == schedule
     assert hash(twin) == hash(schedule)
-    assert len({s for s in [*SCHEDULES, twin]}) == len(SCHEDULES)
+    assert len({*SCHEDULES, twin}) == len(SCHEDULES)
     schedule(T0), schedule(T0.float())  # a schedule that was used is the same schedule
     assert twin == schedule
     assert hash(twin) == hash(schedule)

@@ -125,13 +125,18 @@ def test_applied_restores_exactly_even_after_an_error():
     change(module, 0.1)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     places = {name: value.data_ptr() for name, value in module.state_dict().items()}
-    with pytest.raises(KeyError, match="within"), ema.applied() as applied:
-        assert applied is module
-        torch.testing.assert_close(dict(module.state_dict()), _averaged(ema, module))
-        assert module.inner.weight.requires_grad
-        nn.init.zeros_(module.inner.weight)  # and whatever happened to it there
-        module.count += 100
-        raise KeyError("within")
+
+    def evaluate() -> None:
+        with ema.applied() as applied:
+            assert applied is module
+            torch.testing.assert_close(dict(module.state_dict()), _averaged(ema, module))
+            assert module.inner.weight.requires_grad
+            nn.init.zeros_(module.inner.weight)  # and whatever happens to it here
+            module.count += 100
+            raise KeyError("within")
+
+    with pytest.raises(KeyError, match="within"):
+        evaluate()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert {name: value.data_ptr() for name, value in module.state_dict().items()} == places
     with ema.applied():  # the average was not touched
@@ -240,7 +245,7 @@ def test_decay_is_below_one(decay):
 
 
 def test_what_cannot_be_averaged():
-    with pytest.raises(TypeError, match="module must be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got dict"):
         EMA({})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="SiLU has no parameters to average"):
         EMA(nn.SiLU())

@@ -205,17 +205,26 @@ def test_vjp_is_the_transpose_of_jvp(kind):
     torch.testing.assert_close((tangent * weights).sum(), (pull(weights)[0] * direction).sum())
 
 
+def with_gradients(function, network, *inputs, **condition):
+    network.zero_grad()
+    torch.manual_seed(0)  # the dropout of labels
+    output = function(*inputs, **condition)
+    output.square().mean().backward()
+    return output.detach(), [p.grad.clone() for p in network.parameters()]
+
+
 @each
 @pytest.mark.parametrize(("labelled", "backend"), [(True, "aot_eager"), (False, "eager")], ids=["label", "null"])
 def test_compiles_in_one_graph(kind, labelled, backend):
     network = awake(kind.build())
-    x, t, label = kind.states(3), torch.rand(3), torch.arange(3) if labelled else None
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend=backend)
-    torch.manual_seed(0)
-    expected = network(x, t, label=label)
-    torch.manual_seed(0)
-    torch.testing.assert_close(compiled(x, t, label=label), expected)
+    for batch in (3, 4) if backend == "eager" else (3,):  # the second compiles for any batch
+        inputs, label = (kind.states(batch), torch.rand(batch)), torch.arange(batch) if labelled else None
+        torch.testing.assert_close(
+            with_gradients(compiled, network, *inputs, label=label),
+            with_gradients(network, network, *inputs, label=label),
+        )
 
 
 @each_smooth
@@ -233,20 +242,14 @@ def test_vjp_compiles_in_one_graph(kind):
 
 
 @pytest.mark.slow
-@each
-def test_inductor_agrees_for_any_batch_and_backwards(kind):
+def test_inductor_agrees():
+    kind = KINDS[1]
     network = awake(kind.build()).eval()
     torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=True)
-    for batch in (3, 5, 8):
-        x, t, label = kind.states(batch), torch.rand(batch), torch.arange(batch) % CLASSES
-        results = []
-        for f in (network, compiled):
-            network.zero_grad()
-            output = f(x, t, label=label)
-            output.square().mean().backward()
-            results.append((output.detach(), [p.grad.clone() for p in network.parameters()]))
-        torch.testing.assert_close(*results, rtol=2e-4, atol=2e-4)
+    x, t, label = kind.states(3), torch.rand(3), torch.arange(3)
+    with torch.no_grad():
+        output = torch.compile(network, fullgraph=True)(x, t, label=label)
+        torch.testing.assert_close(output, network(x, t, label=label), rtol=1e-4, atol=1e-4)
 
 
 # Bad input

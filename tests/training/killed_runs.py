@@ -19,16 +19,17 @@ from genmatch.nn import EMA
 from genmatch.training import Fit, fit
 
 STEPS, EVERY = 12, 4
+MANY = 100
 
 
-def train(folder: Path | None, seed: int = 0) -> Fit:
+def train(folder: Path | None, seed: int = 0, steps: int = STEPS, every: int = EVERY) -> Fit:
     """The run: everything is made anew, with other weights for another seed."""
     model = build(seed)
     torch.manual_seed(seed + 100)
     return fit(
         model,
         points(),
-        STEPS,
+        steps,
         loss=flow_loss,
         ema=0.9,
         batch_size=8,
@@ -37,7 +38,7 @@ def train(folder: Path | None, seed: int = 0) -> Fit:
         log=None if folder is None else folder / "log.csv",
         log_every=3,
         checkpoint=folder,
-        checkpoint_every=EVERY,
+        checkpoint_every=every,
     )
 
 
@@ -74,8 +75,8 @@ def half_written(number: int) -> None:
     files.save_file = wrapped
 
 
-# The log begins with a call of os.replace and two of os.fsync, for a file and its folder. A checkpoint is written after
-# steps 4, 8 and 12: the first makes the same calls, the others begin with os.link and os.replace to keep the one before.
+# The log begins with a call of os.replace and two of os.fsync, for file and folder. Checkpoints are written after steps
+# 4, 8 and 12: the first makes the same calls, the others begin with os.link and os.replace to keep the one before.
 PLACES = {
     "half of the first": (lambda: half_written(1), 0),
     "half of the second": (lambda: half_written(2), 4),
@@ -112,6 +113,6 @@ if __name__ == "__main__":
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser imports much
     if sys.argv[1] == "--train":
         print("ready", flush=True)
-        train(Path(sys.argv[2]))
+        train(Path(sys.argv[2]), steps=MANY, every=1)
     else:
         main(*sys.argv[1:])

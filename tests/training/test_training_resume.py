@@ -383,6 +383,25 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
     assert resumed == start()
 
 
+def test_a_step_that_fails_after_ctrl_c_is_an_interruption_too(tmp_path):
+    interrupt = interrupt_at(9)
+
+    def loss(*args, **kwargs):
+        value = interrupt(*args, **kwargs)
+        if done.append(1) or len(done) == 10:
+            raise RuntimeError("a worker is gone")
+        return value
+
+    done = []
+    loss.__qualname__ = "flow_loss"
+    with pytest.raises(KeyboardInterrupt) as error:
+        start(loss=loss, checkpoint=tmp_path)
+    assert str(error.value.__cause__) == "a worker is gone"
+    resumed = start(seed=5, checkpoint=tmp_path)
+    assert resumed.result.start == 8
+    assert resumed == start()
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

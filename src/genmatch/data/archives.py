@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, cast
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 __all__ = ["ARCHIVE_SUFFIXES", "read_files"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .idx import read_idx
 from .labelled import Labelled, data_folder, signed, split_parts

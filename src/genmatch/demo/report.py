@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import viz
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["summarise", "write_report"]
 
@@ -27,7 +30,8 @@ body { font: 16px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-seri
 h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2.6rem; }
 p.lead { color: #55606e; margin-top: 0; } ul.verdict { font-size: 1.06rem; padding-left: 1.2rem; }
 ul.verdict li { margin: .45rem 0; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #55606e; font-size: .9rem; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { color: #55606e; font-size: .9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid #e3e7ec; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #9aa5b1; font-weight: 600; }
@@ -49,11 +53,11 @@ def summarise(results: Mapping[str, Any]) -> list[str]:
         + f"; real test images stand at {results['floor']:.2f}. {_name(best).capitalize()} is ahead."
     ]
     lines.append(
-        "Same diffusion network, two samplers: at "
-        f"{few} evaluations DDIM stands at {frechet['diffusion', 'DDIM', few]:.2f} and ancestral sampling at "
-        f"{frechet['diffusion', 'DDPM', few]:.2f}, and at {many} at {frechet['diffusion', 'DDIM', many]:.2f} and "
-        f"{frechet['diffusion', 'DDPM', many]:.2f}. What ancestral sampling loses at few steps is the sampler's doing, "
-        "not the model's."
+        "One diffusion network, two samplers, Fréchet distance at 5, 10 and 100 evaluations: DDIM "
+        + ", ".join(f"{frechet['diffusion', 'DDIM', n]:.2f}" for n in (5, few, many))
+        + "; ancestral sampling "
+        + ", ".join(f"{frechet['diffusion', 'DDPM', n]:.2f}" for n in (5, few, many))
+        + ". Where these differ it is the sampler's doing, not the model's."
     )
     needed = {name: _first_within(results, name, 1.1) for name in MAIN}
     lines.append(
@@ -80,10 +84,9 @@ def write_report(
     """Write the figures as PNG and the self-contained ``report.html``; returns its path."""
     figures = {
         "quality": viz.quality_curves(results["records"], floor=results["floor"], floor_label="real test images"),
-        "samples": _grids(real, images),
-        "curvature": viz.curvature_histogram(
-            {f"{_name(name)}, 100 steps": curvatures[(*name, 100)] for name in MAIN}
-        ),
+        "samples": _grids(images),
+        "real": viz.grid(real[:40], columns=20),
+        "curvature": viz.curvature_histogram({f"{_name(name)}, 100 steps": curvatures[(*name, 100)] for name in MAIN}),
         "loss": viz.loss_curve(losses),
     }
     for name, figure in figures.items():
@@ -102,26 +105,28 @@ def _page(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>genmatch: few steps, flow against diffusion</title><style>{STYLE}</style></head><body>
 <h1>Few steps: a flow and a diffusion on {e(name)}</h1>
-<p class="lead">The same U-Net of {results["parameters"]:,} weights, trained twice on the same images in the same order for
-{results["train_steps"]:,} steps: to predict a velocity (flow matching, straight path) and to predict noise (DDPM, 1000
-steps). {results["samples"]} images from every sampler, all from the same noise.</p>
+<p class="lead">The same U-Net of {results["parameters"]:,} weights, trained twice on the same images in the same order
+for {results["train_steps"]:,} steps: to predict a velocity (flow matching, straight path) and to predict noise (DDPM,
+1000 steps). {results["samples"]} images from every sampler, all from the same noise.</p>
 <ul class="verdict">{verdict}</ul>
 <h2>Quality against cost</h2>
-<figure><img alt="Fréchet distance against network evaluations" src="{figures["quality"]}"><figcaption>Fréchet distance on
-32 features of a classifier trained on the same images ({results["accuracy"]:.1%} of test labels right); lower is better.
-The dashed line is the distance of real test images, as many as samples. One seed.</figcaption></figure>
+<figure><img alt="Fréchet distance against network evaluations" src="{figures["quality"]}"><figcaption>Fréchet distance
+on 32 features of a classifier trained on the same images ({results["accuracy"]:.1%} of test labels right); lower is
+better. The dashed line is the distance of real test images, as many as samples. One seed.</figcaption></figure>
 <h2>What it looks like</h2>
-<figure><img alt="samples" src="{figures["samples"]}"><figcaption>The same ten starting noises everywhere.</figcaption></figure>
+<figure><img alt="samples" src="{figures["samples"]}"><figcaption>N evaluations of the network; the same ten starting
+noises everywhere.</figcaption></figure>
+<figure><img alt="real images" src="{figures["real"]}"><figcaption>Real test images.</figcaption></figure>
 <h2>How straight the paths are</h2>
-<figure><img alt="histograms of curvature" src="{figures["curvature"]}"><figcaption>Path length over displacement of single
-trajectories.</figcaption></figure>
+<figure><img alt="histograms of curvature" src="{figures["curvature"]}"><figcaption>Path length over displacement of
+single trajectories.</figcaption></figure>
 <h2>Fréchet distance</h2>{_table(results["records"], "frechet", ".2f", best=True)}
 <h2>Median curvature</h2>{_table(results["records"], "curvature", ".3f")}
 <h2>Milliseconds per image</h2>{_table(results["records"], "ms_per_image", ".2f")}
 <h2>Euler against RK4 at equal evaluations</h2>{_equal(results["records"])}
 <h2>Training</h2>
-<figure><img alt="training losses" src="{figures["loss"]}"><figcaption>The two losses measure different things and cannot be
-compared. Training took {train["flow"]:.0f} s for the flow and {train["diffusion"]:.0f} s for the
+<figure><img alt="training losses" src="{figures["loss"]}"><figcaption>The two losses measure different things and
+cannot be compared. Training took {train["flow"]:.0f} s for the flow and {train["diffusion"]:.0f} s for the
 diffusion.</figcaption></figure>
 <p>Made by <code>python -m genmatch.demo</code> with seed {results["settings"]["seed"]}, torch {e(results["torch"])},
 {results["threads"]} threads, in {results["seconds"]:.0f} s. The numbers are in <code>results.json</code>.</p>
@@ -164,17 +169,12 @@ def _html_table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _grids(real: Tensor, images: Mapping[Key, Tensor]):
+def _grids(images: Mapping[Key, Tensor]) -> Figure:
     blocks = {}
     for name in MAIN:
         rows = [images[(*name, steps)][:ACROSS] for steps in SHOWN]
         blocks[_name(name)] = torch.cat(rows).clamp(-1, 1).cpu()
-    labels = [f"{steps} step{'s' if steps > 1 else ''}" for steps in SHOWN]
-    blocks["real test images"] = real[: ACROSS * len(SHOWN)].clamp(-1, 1).cpu()
-    labels_needed = len(real) >= ACROSS * len(SHOWN)
-    if not labels_needed:
-        blocks.pop("real test images")
-    return viz.grid(blocks, columns=ACROSS, row_labels=labels, across=2)
+    return viz.grid(blocks, columns=ACROSS, row_labels=[f"N = {steps}" for steps in SHOWN], across=2)
 
 
 def _name(arm: tuple[str, str]) -> str:

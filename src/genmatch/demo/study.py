@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .. import data as datasets
-from .. import metrics, predict
+from .. import metrics, predict, schedules
 from ..data import Labelled
 from ..generators import Diffusion, Flow, Operator
 from ..nn import UNet
 from ..paths import GaussianPath
 from ..random import Draws
 from ..sampling import sample
-from .. import schedules
 from ..solvers import DDIM, DDPM, RK4, Euler, Exponential, Field, Solver
 from ..training import Fit, fit
 from .classifier import Classifier, train_classifier

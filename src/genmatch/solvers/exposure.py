@@ -99,7 +99,7 @@ def _rate(weight: Any, diffusivity: Diffusivity, schedule: Schedule, times: Tens
     """The weighted g^2 / (2 sigma^2) at ``times``; a weight is a host function of one time."""
     instant = schedule.at(times)
     if callable(weight):
-        weights = [float(weight(t)) for t in times.flatten().tolist()]
+        weights = [weight(t) for t in times.flatten().tolist()]
         weight = torch.tensor(weights, dtype=times.dtype).reshape(times.shape)
     return weight * torch.as_tensor(diffusivity.per_sigma(instant), dtype=times.dtype) / (2 * instant.sigma)
 

@@ -55,6 +55,8 @@ class Memory(Batches):
         x1 = self.x1.index_select(0, rows)
         named = {name: value.index_select(0, rows) for name, value in self.named.items()}
         x1, named = place(x1, named, self.device, self.channels_last)
+        if self.accumulate == 1:
+            return [Batch(x1, named or None, 0)]
         batches = []
         for first in range(0, len(x1), size):
             condition = {name: value[first : first + size] for name, value in named.items()}

@@ -98,7 +98,12 @@ def _loop(
     meter = Meter()
     began = time.perf_counter() - fit.seconds
     for step in range(fit.start, cadence.steps):
-        meter.add(*trainer.advance(step))
+        try:
+            meter.add(*trainer.advance(step))
+        except Exception as error:
+            if interrupt.requested:  # Ctrl-C ends a loader's worker processes as well, and the loader complains
+                raise KeyboardInterrupt from error
+            raise
         fit.step = step + 1
         report.bar.update()
         last = fit.step == cadence.steps

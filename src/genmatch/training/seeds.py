@@ -8,7 +8,8 @@ the run stands. A resumed run then repeats itself without a stored state, and no
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,8 +34,15 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def keep_generators(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def keep_generators(device: torch.device) -> Iterator[None]:
     """A context after which the global generators of the CPU and of ``device`` are as they were."""
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+    where = (device,) if device.type == "cuda" else ()  # other back ends have one generator, that of their one device
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    host, own = torch.get_rng_state(), None if module is None else module.get_rng_state(*where)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        if module is not None:
+            module.set_rng_state(own, *where)

@@ -89,9 +89,10 @@ def _draw(ax: Axes, name: str, c: np.ndarray, edges: np.ndarray, colour: str, lo
     if middle <= edges[-1]:
         ax.axvline(middle, color=colour, linewidth=1.6)
     beyond, still = int((moved > edges[-1]).sum()), len(c) - len(moved)
-    lines = [f"median {middle:.3g}"]
+    head, _, rest = name.partition(", ")  # a long name in two lines leaves the histogram its room
+    lines = [rest] * bool(rest) + [f"median {middle:.3g}"]
     lines += [f"{beyond} of {len(c)} beyond"] * bool(beyond) + [f"{still} of {len(c)} never moved"] * bool(still)
-    for text, y, weight, shade in ((name, 0.78, "bold", colour), ("\n".join(lines), 0.66, "normal", MUTED)):
+    for text, y, weight, shade in ((head, 0.78, "bold", colour), ("\n".join(lines), 0.66, "normal", MUTED)):
         ax.text(
             -0.02,
             y,

@@ -1,0 +1,136 @@
+"""A Gaussian law on the line, exact networks of every kind for it, and runs of solvers on it without Monte Carlo.
+
+Everything a generator of a Gaussian world does is affine in the state, so a whole run is an affine map of the first
+state and of the normals of its steps. Unit vectors in place of those give its coefficients, and they the exact mean and
+variance of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import genmatch as gm
+from genmatch.solvers import Field, Solver
+
+MEAN, VARIANCE = 0.7, 0.25
+KINDS = {
+    "velocity": gm.predict.Velocity,
+    "data": gm.predict.Data,
+    "noise": gm.predict.Noise,
+    "score": gm.predict.Score,
+    "v": gm.predict.V,
+    "karras": gm.predict.Karras,
+}
+SIGMA_DATA = 0.5  # of Karras
+
+
+class Exact(nn.Module):
+    """What a perfect network of a kind returns for data N(MEAN, VARIANCE), each coordinate on its own; it counts."""
+
+    def __init__(self, kind: str, schedule: gm.Schedule) -> None:
+        super().__init__()
+        self.kind, self.schedule, self.calls = kind, schedule, 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        instant = self.schedule.at(t[:1].double())
+        alpha, sigma = instant.alpha, instant.sigma
+        if self.kind == "karras":  # fed c_in x / alpha
+            x = x * (sigma**2 + alpha**2 * SIGMA_DATA**2) ** 0.5
+        spread = alpha**2 * VARIANCE + sigma**2
+        centred = x - alpha * MEAN
+        data, noise = MEAN + alpha * VARIANCE / spread * centred, sigma / spread * centred
+        return {
+            "velocity": lambda: instant.alpha_dot * data + instant.sigma_dot * noise,
+            "data": lambda: data,
+            "noise": lambda: noise,
+            "score": lambda: -centred / spread,
+            "v": lambda: alpha * noise - sigma * data,
+            "karras": lambda: (
+                (sigma * data - alpha * SIGMA_DATA**2 * noise)
+                / (SIGMA_DATA * (sigma**2 + alpha**2 * SIGMA_DATA**2) ** 0.5)
+            ),
+        }[self.kind]().to(x.dtype)
+
+
+def predictor(schedule: gm.Schedule, kind: str = "data") -> gm.Predictor:
+    """The exact predictor of a kind; its network sees t."""
+    network = Exact(kind, schedule)
+    return KINDS[kind](network, gm.GaussianPath(schedule), time=gm.predict.clocks.t)
+
+
+def levels(schedule: gm.Schedule, t: float) -> tuple[float, float]:
+    """alpha and sigma."""
+    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+    return alpha.item(), sigma.item()
+
+
+def spread(schedule: gm.Schedule, t: float) -> float:
+    """Variance of p_t."""
+    alpha, sigma = levels(schedule, t)
+    return alpha**2 * VARIANCE + sigma**2
+
+
+def flow_map(schedule: gm.Schedule, x: Tensor, t: float, s: float) -> Tensor:
+    """The state at s of the flow that is at x at t: quantiles stay quantiles."""
+    start, stop = levels(schedule, t)[0] * MEAN, levels(schedule, s)[0] * MEAN
+    return stop + math.sqrt(spread(schedule, s) / spread(schedule, t)) * (x - start)
+
+
+def walk(generator: Any, solver: Solver, times: Tensor, x: Tensor, *, draws: Any = None) -> Tensor:
+    """The bare loop."""
+    field = Field(generator, x)
+    plan = solver.plan(field, times)
+    numbers = gm.Draws(0, len(x)).steps(len(plan)) if draws is None else draws
+    carry = solver.start(field, x)
+    for c, now in zip(plan, numbers, strict=True):
+        x, carry = solver.step(field, x, c, now, carry)
+    return x
+
+
+class Probe:
+    """Draws whose normal in step i is 1 for sample 2 + i and 0 for all others."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def fork(self, stream: int) -> Probe:
+        return self
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+        z = torch.zeros(tuple(shape), dtype=dtype)
+        z[2 + self.step] = 1
+        return z
+
+
+def transfer(generator: Any, solver: Solver, times: Tensor) -> tuple[float, float, Tensor]:
+    """(offset, factor, stds) of the map x -> offset + factor x + sum_i stds_i z_i that a run is."""
+    steps = len(times) - 1
+    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
+    x[1] = 1
+    end = walk(generator, solver, times, x, draws=[Probe(i) for i in range(steps)]).flatten()
+    return end[0].item(), (end[1] - end[0]).item(), end[2:] - end[0]
+
+
+def moments(generator: Any, solver: Solver, times: Tensor, mean: float, variance: float) -> tuple[float, float]:
+    """Exact mean and variance of a run whose first state has those given."""
+    offset, factor, stds = transfer(generator, solver, times)
+    return offset + factor * mean, factor**2 * variance + (stds**2).sum().item()
+
+
+def law(schedule: gm.Schedule, t: float) -> tuple[float, float]:
+    """Mean and variance of p_t."""
+    return levels(schedule, t)[0] * MEAN, spread(schedule, t)
+
+
+def order(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """Minus the slope of log error against log steps, by least squares."""
+    x = torch.tensor(steps, dtype=torch.float64).log()
+    y = torch.tensor(errors, dtype=torch.float64).log()
+    x = x - x.mean()
+    return -(x @ (y - y.mean()) / (x @ x)).item()
