@@ -40,7 +40,7 @@ notebooks: dev-ready  ## execute examples/*.ipynb; ARGS=--inplace stores the out
 	done
 
 bench: bench-ready  ## run the scripts in benchmarks/
-	@set -e; for script in benchmarks/*.py; do \
+	@set -e; for script in benchmarks/[a-z]*.py; do \
 	    echo "$$script"; \
 	    $(RUN) "$$script" $(ARGS); \
 	done

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from interleave import host_reads, interleave, ratios, save, versions
+from _interleave import host_reads, interleave, ratios, save, versions
 from torch import Tensor, nn
 
 import genmatch as gm

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .random import Draws
@@ -73,6 +72,8 @@ class OT(Coupling):
     independent = False
 
     def __call__(self, x0: Tensor, x1: Tensor, condition: Condition, draws: Draws) -> tuple[Tensor, Tensor, Condition]:
+        from scipy.optimize import linear_sum_assignment  # 0.3 s, which only this coupling should cost
+
         if not (x0.is_floating_point() and x1.is_floating_point()):
             raise TypeError(f"optimal transport pairs continuous states, got {x0.dtype} and {x1.dtype}")
         if x0.shape != x1.shape:

@@ -50,7 +50,7 @@ def karras(
 
     :math:`\hat\sigma_i = [\sigma_{\max}^{1/\rho} + \tfrac{i}{N-1}(\sigma_{\min}^{1/\rho} -
     \sigma_{\max}^{1/\rho})]^\rho` for i = 0 .. N - 1, then t = 1 (arXiv 2206.00364, eq. 5); on a schedule that never
-    falls below ``sigma_min`` the levels themselves reach t = 1, at i = N. The range is cut to what the schedule reaches.
+    falls below ``sigma_min`` the levels themselves reach t = 1, at i = N. The range is cut to what it reaches.
     The first point is where the noise level is ``sigma_max``, which need not be t = 0.
     """
     _check_steps(steps)

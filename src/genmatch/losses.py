@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .generators import Operator
-from .paths import Path
+from .paths import GaussianPath, Path
 from .paths.path import BETWEEN, check_pair
 from .predict import Predictor
 from .predict.predictor import Condition, check_condition
@@ -87,21 +87,14 @@ def matching_loss(
         )
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    path = model.path
-    _check_options(time, weight)
+    path: Path = model.path
+    _check_options(path, time, weight)
     _check_state("x1", x1, path)
     if not len(x1):
         raise ValueError(f"the batch is empty: x1 has shape {tuple(x1.shape)}")
     check_condition(condition, len(x1))
     draws = _choose_draws(draws, seed, x1)
-    if x0 is None:
-        x0 = path.draw_source(tuple(x1.shape), draws).to(x1.dtype)
-    else:
-        _check_state("x0", x0, path)
-        if x0.dtype != x1.dtype:
-            raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}: convert one with .to(...)")
-    check_pair(x0, x1)
-    x0, x1, condition = path.pair(x0, x1, condition, draws)
+    x0, x1, condition = path.pair(_choose_source(x0, x1, path, draws), x1, condition, draws)
     if t is None:
         t = (Uniform() if time is None else time).draw(path, draws.fork(TIMES))
     elif time is not None:
@@ -112,6 +105,11 @@ def matching_loss(
         x = torch.where(_check_fixed(fixed, x1), x1, x)
     native = model.native(x, instant, condition)
     loss = model.divergence(model.target(x0, x1, instant), native)
+    if loss.shape != x1.shape:
+        raise ValueError(
+            f"{model.divergence!r} returned shape {tuple(loss.shape)}, one value for each position is needed, "
+            f"{tuple(x1.shape)}: tokens are trained with gm.divergences.CrossEntropy()"
+        )
     return _reduce(model, loss, x, x1, instant, weight, fixed, reduction)
 
 
@@ -122,8 +120,8 @@ def _reduce(model, loss, x, x1, instant, weight, fixed, reduction) -> Tensor:
         counted = ~fixed if counted is None else counted & ~fixed
     if scored is not None:
         loss = torch.where(scored, loss, 0)
-    loss = loss.flatten(1)
-    loss = loss.mean(1) if counted is None else loss.sum(1) / counted.flatten(1).sum(1).clamp(min=1)
+    loss = loss.reshape(len(loss), -1)
+    loss = loss.mean(1) if counted is None else loss.sum(1) / counted.reshape(len(loss), -1).sum(1).clamp(min=1)
     if weight is not None:
         inside = _inside(instant)
         factor = torch.as_tensor(weight(inside) * model.per_data(inside), device=loss.device, dtype=loss.dtype)
@@ -146,17 +144,31 @@ def _inside(instant: Any) -> Any:
     )
 
 
-def _check_options(time: TimeLaw | None, weight: Callable[[Any], Number] | None) -> None:
+def _check_options(path: Path, time: TimeLaw | None, weight: Callable[[Any], Number] | None) -> None:
     if time is not None and not isinstance(time, TimeLaw):
         raise TypeError(f"time is a law such as gm.times.LogitNormal(), got {time!r}; times themselves are given as t=")
     if weight is not None and (isinstance(weight, type) or not callable(weight)):
         raise TypeError(f"weight is a function of an instant such as gm.weights.MinSNR(), got {weight!r}")
+    if weight is not None and isinstance(path, GaussianPath) and not path.readable:
+        raise ValueError(f"on {path!r} no error in the data can be read off the network's, so it cannot be weighted")
 
 
 def _check_state(name: str, x: Tensor, path: Path) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor (B, *S), got {type(x).__name__}")
     path.space.check(x)
+
+
+def _choose_source(x0: Tensor | None, x1: Tensor, path: Path, draws: Draws) -> Tensor:
+    if x0 is None:
+        source = path.draw_source(tuple(x1.shape), draws).to(x1.dtype)
+    else:
+        _check_state("x0", x0, path)
+        if x0.dtype != x1.dtype:
+            raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}: convert one with .to(...)")
+        source = x0
+    check_pair(source, x1)
+    return source
 
 
 def _choose_draws(draws: Draws | None, seed: int | None, x1: Tensor) -> Draws:

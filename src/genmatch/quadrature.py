@@ -1,7 +1,7 @@
 r"""Tanh-sinh quadrature: integrals for a solver's plan, exact to rounding and blind to end-point singularities.
 
-With :math:`x = \tanh(\tfrac\pi2\sinh u)` the integrand decays doubly exponentially at both ends, so the trapezoidal rule
-in u converges exponentially, also where the integrand blows up (integrably) at an end. At an end other than 0 the
+With :math:`x = \tanh(\tfrac\pi2\sinh u)` an integrand decays doubly exponentially at both ends, and the trapezoidal
+rule in u converges exponentially, also where the integrand blows up (integrably) at an end. At an end other than 0 the
 distance to it is known to rounding only: there an inverse square root is integrated to about 1e-8.
 
 References

@@ -186,7 +186,8 @@ class Draws:
                 f"draws for {self.samples} samples have shape ({self.samples}, ...), asked for {shape}: "
                 "the first dimension is the batch"
             )
-        if self._ahead is None or transform not in (_normal, _uniform):
+        # A compiled step would guard on the memo: there the numbers are made in its graph.
+        if self._ahead is None or transform not in (_normal, _uniform) or torch.compiler.is_compiling():
             return transform(self._philox(shape, self.step, 1), (1, *shape), dtype)[0]
         return self._ahead.take(self, shape, dtype, transform)
 

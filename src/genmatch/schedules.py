@@ -37,7 +37,7 @@ Number = Any  # float or Tensor: a coefficient is a host float in a solver's pla
 
 
 class Instant:
-    r"""A schedule's values at one time: :math:`t, \alpha, \sigma` and, taken when asked for, :math:`\dot\alpha, \dot\sigma`.
+    r"""A schedule's values at one time: :math:`t, \alpha, \sigma`, and on demand :math:`\dot\alpha, \dot\sigma`.
 
     The values are host floats (a solver's plan) or tensors that broadcast against the state (a training step). The
     derivatives wait because most readings do without them, and the pass that takes them costs more than a small step.
@@ -66,6 +66,11 @@ class Instant:
         self._alpha_dot, self._sigma_dot, self._derive = alpha_dot, sigma_dot, derive
 
     @property
+    def derived(self) -> bool:
+        """Whether the derivatives have been taken."""
+        return self._alpha_dot is not None
+
+    @property
     def alpha_dot(self) -> Number:
         r""":math:`\dot\alpha`."""
         if self._alpha_dot is None:
@@ -91,15 +96,17 @@ class Instant:
 
     def rows(self) -> list[Instant]:
         """The instants of a vector of times, one by one, as host floats."""
-        taken: list[list[tuple[float, float]]] = []
+        found: list[Instant] = []
 
         def derive(i: int) -> tuple[float, float]:
-            if not taken:  # for all rows at once
-                taken.append(list(zip(self.alpha_dot.tolist(), self.sigma_dot.tolist(), strict=True)))
-            return taken[0][i]
+            # One pass serves all rows.
+            for row, alpha_dot, sigma_dot in zip(found, self.alpha_dot.tolist(), self.sigma_dot.tolist(), strict=True):
+                row._alpha_dot, row._sigma_dot = alpha_dot, sigma_dot
+            return found[i]._alpha_dot, found[i]._sigma_dot
 
         values = zip(self.t.tolist(), self.alpha.tolist(), self.sigma.tolist(), strict=True)
-        return [Instant(*row, derive=partial(derive, i)) for i, row in enumerate(values)]
+        found += [Instant(*row, derive=partial(derive, i)) for i, row in enumerate(values)]
+        return found
 
     def broadcast(self, x: Tensor) -> Instant:
         """Per-sample values ``(B,)`` as ``(B, 1, ..., 1)`` in the state's dtype; other values as they are."""
@@ -139,7 +146,7 @@ def divide(numerator: Number, denominator: Number) -> Number:
 
 
 def rest(x: Tensor) -> Tensor:
-    """``1 - x`` in kernels that forward-mode differentiation knows (``rsub`` is decomposed, slowly); +0 at 1, not -0."""
+    """``1 - x`` in kernels that forward-mode differentiation knows (``rsub`` is decomposed); +0 at 1, not -0."""
     return -x + 1
 
 
@@ -172,7 +179,7 @@ class Schedule(ABC):
         r""":math:`(\alpha_t, \sigma_t)` at times ``t`` in [0, 1], each of the shape of ``t``."""
 
     def at(self, t: Tensor) -> Instant:
-        r"""Values at ``t`` (any shape, floating), and time derivatives by one forward-mode pass when they are asked for."""
+        r"""Values at ``t`` (any shape, floating), and on demand time derivatives, by one forward-mode pass."""
         alpha, sigma = self(t)
         return Instant(t, alpha, sigma, derive=lambda: torch.func.jvp(self, (t,), (torch.ones_like(t),))[1])
 
@@ -194,7 +201,7 @@ class Schedule(ABC):
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         t = (low + high) / 2
         for _ in range(2):
-            value, slope = torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))
+            value, slope = torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))  # type: ignore[misc]
             step = (value - target) / slope
             t = torch.where(step.isfinite(), (t - step).clamp(low - 1e-9, high + 1e-9), t)
         ends = self.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64, device=target.device))

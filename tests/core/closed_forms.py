@@ -138,7 +138,10 @@ class Perfect(nn.Module):
         self.world, self.schedule, self.kind, self.sigma_data = world, schedule, kind, sigma_data
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([self.one(row[None], float(time)) for row, time in zip(x, t, strict=True)])
+        result = torch.empty_like(x)
+        for time in t.unique():
+            result[t == time] = self.one(x[t == time], float(time))
+        return result
 
     def one(self, x: Tensor, t: float) -> Tensor:
         if self.kind != "karras":

@@ -15,11 +15,11 @@ from functools import cache
 
 import pytest
 import torch
-from token_worlds import TokenWorld
 from torch import Tensor, nn
 
 import genmatch as gm
 from genmatch.generators import Generator, Operator, Superposition
+from token_worlds import TokenWorld
 
 SCHEDULES = {"condot": gm.schedules.CondOT(), "cosine": gm.schedules.Cosine(), "vp": gm.schedules.VP()}
 # What the drift of a mixture looks like: one broad and two narrow bumps, none centred, none of equal weight.
@@ -43,13 +43,14 @@ DIFFUSIVITIES = {
 class MixtureWorld:
     """The mixture on a Gaussian path, in one dimension."""
 
-    def __init__(self, schedule: gm.Schedule) -> None:
+    def __init__(self, schedule: gm.Schedule, width: float = 1.0) -> None:
         self.schedule, self.path = schedule, gm.GaussianPath(schedule)
         world = gm.worlds.GaussianMixture(
             torch.tensor(MEANS)[:, None], torch.tensor(VARIANCES)[:, None, None], torch.tensor(WEIGHTS)
         )
         self.model = world.predictor(self.path)
-        self.grid = torch.linspace(-12, 12, 801, dtype=torch.float64)[:, None]
+        self.width = width  # of the state, which unscaled data under much noise has in plenty
+        self.grid = width * torch.linspace(-12, 12, 801, dtype=torch.float64)[:, None]
 
     def density(self, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule(t)
@@ -72,7 +73,11 @@ class MixtureWorld:
         density, rate = self.law(t)
         step = (self.grid[1] - self.grid[0]).item()
         triplet = operator(self.grid, t)
-        for function in TESTS.values():
+        for test in TESTS.values():
+
+            def function(x: Tensor, test=test) -> Tensor:
+                return test(x / self.width)
+
             value = triplet.apply(function, self.grid)
             moved, expected = (density * value).sum() * step, speed * (rate * function(self.grid)).sum() * step
             yield ((moved - expected).abs() / ((density * value.abs()).sum() * step)).item()
@@ -141,7 +146,7 @@ def classes_of_the_package() -> list[type]:
 @pytest.mark.parametrize("cls", classes_of_the_package(), ids=lambda cls: cls.__name__)
 def test_every_generator_follows_its_path(cls: type):
     assert cls in WORLDS, (
-        f"{cls.__name__} has no world here: add it to WORLDS in {__file__} with a law p_t that is known in closed form, "
+        f"{cls.__name__} has no world here: add it to WORLDS in {__file__} with a law p_t known in closed form, "
         "so that its forward equation is tested"
     )
     make, worlds = WORLDS[cls]
@@ -168,11 +173,43 @@ def test_every_diffusivity_leaves_the_law_alone(schedule: str, name: str):
         assert residual(world, langevin, t, speed=1.0) > 1e-3, "a generator of speed 0 passes for one of speed 1"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "t", "width"),
+    [
+        (gm.schedules.CondOT(sigma_min=0.2), 0.9, 1.0),
+        (gm.schedules.Polynomial(2.5), 0.6, 1.0),
+        (gm.schedules.VE(), 0.05, 40.0),
+        (gm.schedules.VE(), 0.5, 1.0),
+        (gm.schedules.EDM(), 0.1, 60.0),
+        (gm.schedules.EDM(), 0.8, 1.0),
+        (gm.schedules.DDPM(), 0.33333, 1.0),
+        (gm.schedules.DDPM([0.1] * 10), 0.55, 1.0),
+        (gm.schedules.DDPM([0.1] * 10), 0.97, 1.0),
+    ],
+    ids=repr,
+)
+def test_every_schedule_has_its_flow_and_its_diffusion(schedule: gm.Schedule, t: float, width: float):
+    world = MixtureWorld(schedule, width)
+    for operator in (gm.Flow(world.model), gm.Diffusion(world.model)):
+        assert residual(world, operator, t, speed=1.0) < 1e-6
+    assert residual(world, gm.Flow(world.model), t, speed=0.9) > 1e-3
+
+
+@pytest.mark.parametrize("trained", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_model_on_another_path_than_it_was_trained_on(schedule: str, trained: str):
+    world = GAUSSIAN[schedule]
+    model = gm.predict.Reschedule(GAUSSIAN[trained].model, world.path)
+    for t in TIMES:
+        assert residual(world, gm.Flow(model), t, speed=1.0) < 1e-6
+        assert residual(world, gm.Langevin(model), t, speed=0.0) < 1e-6
+
+
 KINDS = (gm.predict.Velocity, gm.predict.Noise, gm.predict.Score, gm.predict.V, gm.predict.Karras)
 
 
 class Reading(nn.Module):
-    """The exact output of a network of another kind, from the exact data prediction: written out from its definition."""
+    """The exact output of a network of another kind, by its definition from the exact data prediction."""
 
     def __init__(self, world: MixtureWorld, kind: str) -> None:
         super().__init__()
@@ -220,7 +257,10 @@ def sums(model: gm.Predictor) -> dict[str, tuple[Operator, Callable[[float], flo
         "in time": ((lambda t: 1 - t) * flow + (lambda t: t) * sde, lambda t: 1.0),
         "much Langevin": (flow + 7.5 * langevin, lambda t: 1.0),
         "Langevin in time": (flow + (lambda t: 3 * math.sin(t)) * langevin, lambda t: 1.0),
-        "less noise than a diffusion": (gm.Diffusion(model, gm.diffusivity.Constant(2.0)) - 0.5 * langevin, lambda t: 1.0),
+        "less noise than a diffusion": (
+            gm.Diffusion(model, gm.diffusivity.Constant(2.0)) - 0.5 * langevin,
+            lambda t: 1.0,
+        ),
         "half speed": (0.5 * flow + 0.2 * langevin, lambda t: 0.5),
         "speed in time": ((lambda t: 2 * t) * sde, lambda t: 2 * t),
         "backwards": (-flow, lambda t: -1.0),

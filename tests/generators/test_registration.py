@@ -128,7 +128,13 @@ def test_a_network_in_two_predictors_is_saved_once(tmp_path):
     path, net, growth = gm.GaussianPath(), Net(), Growth()
     first, second = gm.predict.Velocity(net, path), gm.predict.Velocity(net, gm.GaussianPath())
     guided = gm.guidance.ClassifierFree(first, 2.0, null={"label": 0})
-    total = 0.5 * gm.Flow(first) + 0.3 * gm.Flow(second) + 0.2 * gm.Flow(guided) + Learned(first, growth) + Learned(second, growth)
+    total = (
+        0.5 * gm.Flow(first)
+        + 0.3 * gm.Flow(second)
+        + 0.2 * gm.Flow(guided)
+        + Learned(first, growth)
+        + Learned(second, growth)
+    )
     state = total.state_dict()
     assert len(set(storages(state))) == len(state)
     assert sum("layer.weight" in name for name in state) == 1
@@ -209,9 +215,11 @@ def test_a_sum_of_sums_registers_what_its_parts_do():
     assert {id(p) for p in outer.parameters()} == {id(p) for p in [*inner.parameters(), *two.parameters()]}
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda total: pickle.loads(pickle.dumps(total))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda total: pickle.loads(pickle.dumps(total))], ids=["copy", "pickle"]
+)
 def test_a_copy_stands_alone(clone):
-    """Copies carry their own tensors, still one for each; pickling is what worker processes do with what they are given."""
+    """Copies carry tensors of their own, still each once; pickling is how worker processes are given a model."""
     total, *_ = build()
     total.eval()
     twin = clone(total)
@@ -243,5 +251,7 @@ def test_functional_calls_go_through():
     total, one, _ = build()
     total.eval()
     parameters = {name: torch.zeros_like(p) for name, p in total.named_parameters()}
-    triplet = torch.func.functional_call(gm.Flow(one), {n: p for n, p in parameters.items() if n.startswith("models.0")}, (X, 0.4))
+    triplet = torch.func.functional_call(
+        gm.Flow(one), {n: p for n, p in parameters.items() if n.startswith("models.0")}, (X, 0.4)
+    )
     torch.testing.assert_close(triplet.drift, torch.full_like(X, 0.4))

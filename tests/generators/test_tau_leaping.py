@@ -1,4 +1,4 @@
-r"""One step of tokens: its law is (1 - q) delta_x + q posterior at each position, q = (kappa_s - kappa_t)/(1 - kappa_t).
+r"""One step of tokens: at each position (1 - q) delta_x + q posterior, with q = (kappa_s - kappa_t)/(1 - kappa_t).
 
 Laws are exact here: uniforms are fed to the step instead of drawn, all of a grid in which every probability is a
 multiple of the grid's width.
@@ -12,12 +12,12 @@ import math
 import pytest
 import torch
 from scipy import stats
-from token_worlds import VOCABULARY, TokenWorld, enumerate_states, total_variation
 from torch import Tensor, nn
 
 import genmatch as gm
 from genmatch.solvers import Euler, Field
 from genmatch.spaces.space import WHERE, WHETHER
+from token_worlds import VOCABULARY, TokenWorld, enumerate_states, total_variation
 
 EIGHTHS = torch.tensor([[1, 5, 2], [4, 1, 3], [2, 2, 4], [3, 4, 1]], dtype=torch.float64) / 8
 
@@ -65,7 +65,9 @@ def midpoints(count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("mask", [None, 3])
-@pytest.mark.parametrize(("t", "s", "chance"), [(0.5, 0.625, 0.25), (0.0, 0.125, 0.125), (0.25, 1.0, 1.0), (0.75, 0.875, 0.5)])
+@pytest.mark.parametrize(
+    ("t", "s", "chance"), [(0.5, 0.625, 0.25), (0.0, 0.125, 0.125), (0.25, 1.0, 1.0), (0.75, 0.875, 0.5)]
+)
 def test_the_law_of_a_step_by_enumeration(mask: int | None, t: float, s: float, chance: float):
     path = gm.MixturePath(3, mask=mask)
     ctmc, states = gm.CTMC(gm.predict.Tokens(ByNeighbour(), path)), enumerate_states(3 if mask is None else 4)
@@ -85,7 +87,9 @@ def test_the_law_of_a_step_by_enumeration(mask: int | None, t: float, s: float, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("schedule", [gm.schedules.CondOT(), gm.schedules.Cosine(), gm.schedules.Polynomial(3.0)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [gm.schedules.CondOT(), gm.schedules.Cosine(), gm.schedules.Polynomial(3.0)], ids=repr
+)
 def test_the_chance_of_a_jump_is_exact_for_every_schedule_and_precision(schedule: gm.Schedule, dtype: torch.dtype):
     """Uniforms just below the chance jump, just above stay; at every length of step."""
     ctmc = gm.CTMC(gm.predict.Tokens(Fixed([0.0, 1.0], dtype), gm.MixturePath(2, mask=2, schedule=schedule)))
@@ -100,7 +104,9 @@ def test_the_chance_of_a_jump_is_exact_for_every_schedule_and_precision(schedule
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize(("t", "s", "chance"), [(0.5, 0.625, 0.25), (0.75, 0.875, 0.5), (0.25, 1.0, 1.0), (0.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("t", "s", "chance"), [(0.5, 0.625, 0.25), (0.75, 0.875, 0.5), (0.25, 1.0, 1.0), (0.0, 1.0, 1.0)]
+)
 def test_a_sum_of_two_networks_shares_jumps_by_its_weights(t: float, s: float, chance: float, dtype: torch.dtype):
     """Also in the step that ends at the data, where the hazard is infinite: there the shares are the weights, too."""
     path = gm.MixturePath(3, mask=3)
@@ -149,7 +155,7 @@ def law_after(world: TokenWorld, steps: int) -> Tensor:
 def test_tau_leaping_converges_at_order_one(mask: int | None):
     world = TokenWorld(gm.MixturePath(3, mask=mask))
     errors = [total_variation(law_after(world, steps), world.end()) for steps in (8, 16, 32, 64)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert errors[0] > 0.01, "the law is so simple that any number of steps would do"
     assert orders[-1] == pytest.approx(1.0, abs=0.1)
 

@@ -5,6 +5,7 @@ For an antisymmetric R the current :math:`p\,R\nabla\log p = R\nabla p` has no d
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -109,7 +110,7 @@ def test_sampling_keeps_the_law(solver: gm.Solver, order: int):
         return max((covariance - exact).abs().max().item(), (mean - stop * MEAN).abs().max().item())
 
     errors = [error(stirred, steps) for steps in (40, 80, 160)]
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert rates[-1] == pytest.approx(order, abs=0.15)
     assert error(sheared, 160) > 0.2
     # It does stir: the map is another one than the flow's, by a rotation of a good angle.
@@ -131,6 +132,20 @@ def test_the_exponential_solver_refuses_it_by_name():
     model = gm.worlds.GaussianMixture(MEAN[None], COVARIANCE).predictor(gm.GaussianPath())
     with pytest.raises(ValueError, match=r"Swirl is not semilinear.*Use gm\.solvers\.Euler\(\), Heun\(\)"):
         gm.sample(gm.Flow(model) + 0.5 * Swirl(model), (4, 2), steps=4, seed=0, solver=gm.solvers.Exponential())
+
+
+def test_a_value_that_is_no_triplet_is_refused():
+    class Bare(gm.Generator):
+        def triplet(self, x, t, prediction):
+            return prediction.velocity
+
+    model = gm.worlds.GaussianMixture(MEAN[None], COVARIANCE).predictor(gm.GaussianPath())
+    for call in (
+        lambda: Bare(model)(torch.zeros(1, 2), 0.5),
+        lambda: gm.sample(0.5 * Bare(model) + 0.5 * gm.Flow(model), (4, 2)),
+    ):
+        with pytest.raises(TypeError, match=r"Bare\.triplet must return a gm\.Triplet\(drift=\.\.\.\), got Tensor"):
+            call()
 
 
 def test_alone_it_is_no_way_to_the_data():

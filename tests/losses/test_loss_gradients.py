@@ -1,8 +1,8 @@
 r"""The gradient of the conditional loss is that of the marginal loss, which is what makes training possible.
 
 Both are exact here. Data are a few points; the conditional loss is an expectation over source samples by Gauss-Hermite
-quadrature, through ``matching_loss``. The marginal loss is an expectation over the states of p_t by the trapezoidal rule,
-against the posterior mean of the target, written out from Bayes' rule and from each target's textbook definition.
+quadrature, through ``matching_loss``. The marginal loss is an expectation over the states of p_t by the trapezoidal
+rule, against the posterior mean of the target, written out from Bayes' rule and each target's textbook definition.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from token_worlds import VOCABULARY, TokenWorld
 from torch import Tensor, nn
 
 import genmatch as gm
+from token_worlds import VOCABULARY, TokenWorld
 
 DATA, SHARES = torch.tensor([-1.2, 0.3, 1.5], dtype=torch.float64), torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 SCHEDULES = {"condot": gm.schedules.CondOT(), "cosine": gm.schedules.Cosine(), "vp": gm.schedules.VP()}

@@ -38,15 +38,14 @@ class Exact(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
-        instant = self.schedule.at(t[:1].double())
-        alpha, sigma = instant.alpha, instant.sigma
+        alpha, sigma, alpha_dot, sigma_dot = numbers(self.schedule, t[0].item())
         if self.kind == "karras":  # fed c_in x / alpha
             x = x * (sigma**2 + alpha**2 * SIGMA_DATA**2) ** 0.5
         spread = alpha**2 * VARIANCE + sigma**2
         centred = x - alpha * MEAN
         data, noise = MEAN + alpha * VARIANCE / spread * centred, sigma / spread * centred
         return {
-            "velocity": lambda: instant.alpha_dot * data + instant.sigma_dot * noise,
+            "velocity": lambda: alpha_dot * data + sigma_dot * noise,
             "data": lambda: data,
             "noise": lambda: noise,
             "score": lambda: -centred / spread,
@@ -55,7 +54,36 @@ class Exact(nn.Module):
                 (sigma * data - alpha * SIGMA_DATA**2 * noise)
                 / (SIGMA_DATA * (sigma**2 + alpha**2 * SIGMA_DATA**2) ** 0.5)
             ),
-        }[self.kind]().to(x.dtype)
+        }[self.kind]()
+
+
+def numbers(schedule: gm.Schedule, t: float) -> tuple[float, float, float, float]:
+    """alpha, sigma and their derivatives, each by hand."""
+    match schedule:
+        case gm.schedules.CondOT(sigma_min=least):
+            return t, 1 - (1 - least) * t, 1.0, least - 1
+        case gm.schedules.Cosine():
+            return (
+                math.sin(math.pi / 2 * t),
+                math.sin(math.pi / 2 * (1 - t)),
+                math.pi / 2 * math.cos(math.pi / 2 * t),
+                -math.pi / 2 * math.sin(math.pi / 2 * t),
+            )
+        case gm.schedules.Polynomial(n=n):
+            return t**n, 1 - t**n, n * t ** (n - 1), -n * t ** (n - 1)
+        case gm.schedules.VP(beta_min=low, beta_max=high):
+            r = 1 - t
+            total, rate = low * r + (high - low) / 2 * r**2, low + (high - low) * r
+            alpha, sigma = math.exp(-total / 2), math.sqrt(-math.expm1(-total))
+            return alpha, sigma, alpha * rate / 2, -(alpha**2) * rate / (2 * sigma) if sigma else -math.inf
+        case gm.schedules.VE(sigma_min=low, sigma_max=high):
+            sigma = high * (low / high) ** t
+            return 1.0, sigma, 0.0, sigma * math.log(low / high)
+        case gm.schedules.EDM(sigma_min=low, sigma_max=high, rho=rho):
+            root, slope = high ** (1 / rho), low ** (1 / rho) - high ** (1 / rho)
+            return 1.0, (root + t * slope) ** rho, 0.0, rho * slope * (root + t * slope) ** (rho - 1)
+    instant = schedule.at(torch.tensor(t, dtype=torch.float64))
+    return instant.alpha.item(), instant.sigma.item(), instant.alpha_dot.item(), instant.sigma_dot.item()
 
 
 def predictor(schedule: gm.Schedule, kind: str = "data") -> gm.Predictor:
@@ -66,8 +94,7 @@ def predictor(schedule: gm.Schedule, kind: str = "data") -> gm.Predictor:
 
 def levels(schedule: gm.Schedule, t: float) -> tuple[float, float]:
     """alpha and sigma."""
-    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
-    return alpha.item(), sigma.item()
+    return numbers(schedule, t)[:2]
 
 
 def spread(schedule: gm.Schedule, t: float) -> float:

@@ -1,5 +1,5 @@
 """Runs that are killed by SIGKILL at given places: ``python killed_runs.py FOLDER PLACE ...`` forks one for each.
-``python killed_runs.py --train FOLDER`` runs one and waits to be killed.
+``python killed_runs.py --random FOLDER SEED`` kills one again and again until it ends.
 
 One process imports everything and forks, as importing takes longer than training here.
 """
@@ -7,8 +7,10 @@ One process imports everything and forks, as importing takes longer than trainin
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from small_runs import build, flow_loss, points
 import genmatch.training.files as files
 from genmatch.nn import EMA
 from genmatch.training import Fit, fit
+from genmatch.training.checkpoint import Checkpoint
 
 STEPS, EVERY = 12, 4
 MANY = 100
@@ -108,11 +111,26 @@ def main(folder: str, *places: str) -> None:
             raise SystemExit(f"not killed {place}: status {status}")
 
 
+def kill_at_random(folder: Path, seed: int) -> None:
+    """Kill a run after a random time, again and again until it ends; print the step of the checkpoint each time."""
+    generator, step = random.Random(seed), 0
+    while step < MANY:
+        child = os.fork()
+        if child == 0:
+            train(folder, steps=MANY, every=1)
+            os._exit(0)
+        time.sleep(generator.random() * 0.5)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        saved = Checkpoint(folder).open(True)  # whole, or not there
+        step = 0 if saved is None else saved.step
+        print(step)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser imports much
-    if sys.argv[1] == "--train":
-        print("ready", flush=True)
-        train(Path(sys.argv[2]), steps=MANY, every=1)
+    if sys.argv[1] == "--random":
+        kill_at_random(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main(*sys.argv[1:])

@@ -89,7 +89,7 @@ def test_starting_over_destroys_nothing_before_it_has_something(folder):
     assert run(folder).start == 8
 
 
-@pytest.mark.parametrize("resume", ["last", None, 2])
+@pytest.mark.parametrize("resume", ["last", None, 2, 1, 0])
 def test_resume_is_checked(folder, resume):
     with pytest.raises(ValueError, match="resume must be True, False or 'previous', got"):
         run(folder, resume=resume)
@@ -229,6 +229,27 @@ def test_other_optimisers_are_named(folder):
     ):
         with pytest.raises(ValueError, match=message):
             run(folder, model, optimizer=optimizer)
+
+
+def test_numbers_of_groups_are_named(folder):
+    model = build()
+    groups = [{"params": [p]} for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"optimizer groups was 1, is 7; optimizer\.0\.parameters was 7, is 1\."):
+        run(folder, model, optimizer=torch.optim.AdamW(groups, lr=2e-4))
+
+
+def test_an_option_that_another_torch_lacks_does_not_matter(folder):
+    class Newer(torch.optim.AdamW):
+        pass
+
+    Newer.__name__ = "AdamW"
+    model = build()
+    optimizer = Newer(model.parameters(), lr=2e-4)
+    del optimizer.param_groups[0]["maximize"]
+    optimizer.param_groups[0]["cautious"] = False
+    optimizer.step = lambda closure=None: None
+    assert run(folder, model, optimizer=optimizer).start == 8
+    assert optimizer.param_groups[0]["cautious"] is False
 
 
 def test_how_a_step_is_computed_may_change(folder):

@@ -93,6 +93,20 @@ def test_accumulation_is_a_large_batch():
         torch.testing.assert_close(weights(pieces)[name], value, rtol=1e-9, atol=1e-11)
 
 
+def test_given_pairs_are_a_condition():
+    # Each x1 is its x0, moved by (1, 2): the velocity is that everywhere, which pairing at random would not give.
+    x0 = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    pairs = (x0 + torch.tensor([1.0, 2.0]), {"x0": x0})
+
+    def paired(model, x1, condition, draws):
+        return gm.matching_loss(model, x1, x0=condition["x0"], draws=draws)
+
+    torch.manual_seed(0)
+    model = gm.predict.Velocity(Plain(16), COND)
+    result = run(model, pairs, 300, batch_size=32, loss=paired, lr=2e-2)
+    assert sum(result.losses[-20:]) / 20 < 0.05
+
+
 def test_a_generator_is_refused_with_a_hint():
     with pytest.raises(TypeError, match=r"matching_loss takes a predictor .*train the network it reads"):
         run(gm.Flow(velocity()), points())
@@ -134,8 +148,20 @@ def test_a_flow_learns_where_the_data_are():
 
 @pytest.mark.slow
 def test_compiled_training_is_training():
-    eager, compiled = images(), images()
-    run(eager, pictures(), 4)
-    run(compiled, pictures(), 4, compile=True)
-    for name, value in weights(eager).items():
-        torch.testing.assert_close(weights(compiled)[name], value, rtol=1e-2, atol=1e-3)
+    # Without labels: their dropout draws other numbers when compiled.
+    def model():
+        torch.manual_seed(0)
+        return gm.predict.Velocity(MLP(2, width=16, depth=2, embedding=8), COND)
+
+    eager = run(model(), points()[0], 4)
+    compiled = run(model(), points()[0], 4, compile=True)
+    assert compiled.losses == pytest.approx(eager.losses, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_repeats_itself(tmp_path):
+    whole = run(velocity(), points(), 6, compile=True)
+    run(velocity(), points(), 4, compile=True, checkpoint=tmp_path)
+    resumed = run(velocity(seed=1), points(), 6, compile=True, checkpoint=tmp_path)
+    assert resumed.start == 4
+    assert same(outcome(resumed), outcome(whole))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..predict import Predictor, Tokens
+from ..paths import MixturePath
+from ..predict import Predictor
 from ..predict.tokens import TokenPrediction
 from ..schedules import Number
 from ..triplet import Jump, Rates, Triplet
@@ -27,7 +28,7 @@ class CTMC(Generator):
     Parameters
     ----------
     model
-        A :class:`~genmatch.predict.Tokens` predictor.
+        A predictor on a mixture path: :class:`~genmatch.predict.Tokens`, guided or not.
     """
 
     speed = 1.0
@@ -35,8 +36,8 @@ class CTMC(Generator):
 
     def __init__(self, model: Predictor) -> None:
         super().__init__(model)
-        if not isinstance(model, Tokens):
-            raise TypeError(f"CTMC needs a gm.predict.Tokens predictor, got {type(model).__name__}")
+        if not isinstance(model.path, MixturePath):
+            raise TypeError(f"CTMC needs a model on a MixturePath such as gm.predict.Tokens, got one on {model.path!r}")
 
     def triplet(self, x: Tensor, t: Number, prediction: TokenPrediction) -> Triplet:
         """Total rates at the path's hazard, and the network's logits: no table of rates."""

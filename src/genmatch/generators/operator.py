@@ -92,6 +92,9 @@ class Operator(nn.Module, ABC):
             if host and weight == 0.0:
                 continue
             triplet = generator.triplet(x, instant.t, predictions[which])
+            if not isinstance(triplet, Triplet):
+                name = type(generator).__name__
+                raise TypeError(f"{name}.triplet must return a gm.Triplet(drift=...), got {type(triplet).__name__}")
             if not (host and weight == 1.0):
                 triplet = weight * triplet
             total = triplet if total is None else total + triplet

@@ -110,7 +110,7 @@ def _check_times(t: Tensor) -> None:
     if t.device.type != "cpu" or torch.compiler.is_compiling():
         return  # reading the values would make a GPU wait
     # vmap and jvp hide the values, and pass times that were checked before.
-    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
         return
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"t must be in [0, 1], got {t.min().item():g} to {t.max().item():g}: 0 is noise, 1 is data")

@@ -19,7 +19,7 @@ With the state itself as the second equation, any other combination :math:`r_1 X
 .. math:: r_1 X_1 + r_2 E_0 = A\,x + B\,N, \qquad A = \frac{r_1 q - r_2 p}{\Delta}, \quad
    B = c\,\frac{\alpha r_2 - \sigma r_1}{\Delta}, \quad \Delta = \alpha q - \sigma p .
 
-It is finite wherever :math:`\Delta \ne 0`: always for V and Karras, for Velocity wherever :math:`W = -\Delta \ne 0`, but
+It is finite wherever :math:`\Delta \ne 0`: always for V and Karras, for Velocity where :math:`W = -\Delta \ne 0`, but
 not for Noise and Score where :math:`\alpha = 0` (pure noise says nothing about the data), nor for Data where
 :math:`\sigma = 0`.
 
@@ -67,7 +67,7 @@ class Prediction:
 
     __slots__ = ("instant", "model", "native", "x")
 
-    def __init__(self, model: Any, x: Tensor, instant: Instant, native: Tensor) -> None:
+    def __init__(self, model: Any, x: Tensor, instant: Any, native: Tensor) -> None:
         self.model, self.x, self.instant, self.native = model, x, instant, native
 
     @property

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..divergences import Divergence
-from ..paths import Path
 from ..paths.path import read_time
 from ..schedules import Number
 

@@ -31,6 +31,15 @@ class _Both:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.outer, self.inner))
 
+    @property
+    def derived(self) -> bool:
+        return self.outer.derived or self.inner.derived
+
+    @property
+    def alpha_dot(self) -> Number:
+        _ = self.inner.alpha_dot  # taken together: a plan asks once for all that its steps will read
+        return self.outer.alpha_dot
+
     def rows(self) -> list[_Both]:
         return [_Both(outer, inner) for outer, inner in zip(self.outer.rows(), self.inner.rows(), strict=True)]
 

@@ -267,15 +267,17 @@ def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float)
             f"{type(solver).__name__} adds noise of its own, and the generator has noise too: "
             "pass the flow alone, or use gm.solvers.Exponential() for the diffusion"
         )
-    if eta and bool((s.t < t.t).any()):
+    if not eta:
+        return torch.ones_like(t.t), torch.zeros_like(t.t)
+    if bool((s.t < t.t).any()):
         raise ValueError("ancestral noise runs from noise to data: with times that fall use DDIM(eta=0)")
-    kept = t.alpha * s.sigma / (s.alpha * t.sigma)  # share of the old noise's direction; 0 from pure noise
-    share = eta * torch.sqrt(1 - kept**2)
-    if eta and not bool(field.operator.path.has_score):  # type: ignore[attr-defined]
+    if not bool(field.operator.path.has_score):  # type: ignore[attr-defined]
         raise ValueError(
             f"ancestral noise needs a standard normal source independent of the data: on {field.operator.path!r} "
             f"{field.operator.path.why_no_score()}. Use DDIM(eta=0)"  # type: ignore[attr-defined]
         )
+    kept = t.alpha * s.sigma / (s.alpha * t.sigma)  # share of the old noise's direction; 0 from pure noise
+    share = eta * torch.sqrt(1 - kept**2)
     return torch.sqrt(1 - share**2), s.sigma * share
 
 

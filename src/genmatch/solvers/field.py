@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -77,8 +78,20 @@ class Field:
         ]
         return self.operator.read(x, instant, made_up)
 
+    @staticmethod
+    def settle(first: OperatorInstant, instants: Iterable[OperatorInstant]) -> None:
+        """Take the derivatives of all instants where the first, after a probe, has them: a compiled step cannot."""
+        for which, model in enumerate(first.models):
+            if getattr(model, "derived", False):
+                for instant in instants:
+                    _ = instant.models[which].alpha_dot
+
     def finite(self, instant: OperatorInstant) -> bool:
         """Whether drift and variance are finite there (rates may be infinite: a certain jump)."""
+        # Where a schedule's derivative is infinite so is every velocity, also one that a network returns untouched.
+        rates = [getattr(i, name, 0.0) for i in instant.models for name in ("alpha_dot", "sigma_dot")]
+        if not all(math.isfinite(rate) for rate in rates):
+            return False
         triplet = self.probe(instant)
         return all(
             bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)

@@ -59,7 +59,8 @@ class RungeKutta(Solver):
         """Stage times and the numbers at them; the jump hazard averaged over each step."""
         starts, ends = times[:-1], times[1:]
         h = ends - starts
-        parts = field.probe(field.at(starts[:1])[0]).parts
+        (first,) = field.at(starts[:1])
+        parts = field.probe(first).parts
         refuse_parts(self, parts, _offers(parts))
         if parts & {"variance", "rates"} and bool(times[-1] < times[0]):
             raise ValueError("noise and jumps run from noise to data: with times that fall use a flow, drift alone")
@@ -76,6 +77,7 @@ class RungeKutta(Solver):
             every = field.at(stages)
             rows = [every[i : i + len(h)] for i in range(0, len(every), len(h))]
         for stage_rows in rows:
+            field.settle(first, stage_rows)
             refuse_negative(field, stage_rows)
         plan = [Step(float(length), tuple(row)) for length, *row in zip(h.tolist(), *rows, strict=True)]
         end = float(times[-1])

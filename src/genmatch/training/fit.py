@@ -61,7 +61,8 @@ def fit(
     torch's global generators, which dropout uses; those are afterwards as they were before. So a run that is killed
     at any moment and resumed from its checkpoint ends in the same weights, bit for bit on a CPU, and wherever the
     device's kernels repeat themselves; and accumulation changes the result by rounding alone, for a loss whose draws
-    and terms belong to single samples (not with optimal-transport pairing, batch normalisation or dropout).
+    and terms belong to single samples (not with optimal-transport pairing, stratified times, batch normalisation or
+    dropout).
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def fit(
         What the tensors after x1 are called: one name or several.
     loss
         Called as ``loss(model, x1, condition=condition, draws=draws)``, returns a scalar; by default
-        :func:`genmatch.matching_loss`. ``functools.partial(gm.matching_loss, time=...)`` sets its options.
+        :func:`genmatch.matching_loss`; ``functools.partial(gm.matching_loss, time=...)`` sets its options.
     optimizer
         Over the model's parameters; by default AdamW with torch's settings, fused where possible.
     lr
@@ -94,7 +95,8 @@ def fit(
     clip
         Largest norm of the whole gradient; ``None`` leaves it alone.
     ema
-        Decay per step of a moving average of the weights (:class:`genmatch.nn.EMA`), or such an object, or ``None``.
+        Decay per step of a moving average of the weights (:class:`genmatch.nn.EMA`, with its warm-up), or such an
+        object, or ``None``.
     autocast
         ``"bf16"`` computes the loss under ``torch.autocast`` in bfloat16. There is no float16: it needs loss scaling.
     seed
@@ -144,6 +146,9 @@ def fit(
     the iterable does under the same state of torch's global generator: a shuffling DataLoader does, with worker
     processes too; ``random``, numpy and persistent workers that draw do not. A ``RuntimeWarning`` tells of it.
 
+    Given pairs (reflow) travel as a condition: ``data=(x1, {"x0": x0})`` with ``loss=lambda model, x1, condition,
+    draws: gm.matching_loss(model, x1, x0=condition["x0"], draws=draws)``.
+
     Examples
     --------
     >>> import torch
@@ -158,7 +163,8 @@ def fit(
     _check_counts(0, warmup=warmup, seed=seed)
     if batch_size is not None:
         _check_counts(1, batch_size=batch_size)
-    precision = _check_options(model, clip, autocast, ema)
+    precision = _check_options(model, clip, autocast, ema, resume)
+    _check_functions(loss=loss, callback=callback)
     place = _move(model, device, channels_last)
     batches = make_batches(
         data,
@@ -203,7 +209,13 @@ def _check_counts(least: int, /, **counts: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
-def _check_options(model: Any, clip: Any, autocast: Any, ema: Any) -> torch.dtype | None:
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+
+
+def _check_options(model: Any, clip: Any, autocast: Any, ema: Any, resume: Any) -> torch.dtype | None:
     """Raise on options that make no sense; returns the dtype of autocast."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module such as gm.predict.Velocity(...), got {type(model).__name__}")
@@ -216,6 +228,8 @@ def _check_options(model: Any, clip: Any, autocast: Any, ema: Any) -> torch.dtyp
             raise ValueError(f"ema must be a decay in [0, 1), got {ema}")
     elif ema is not None and not all(callable(getattr(ema, name, None)) for name in ("update", "state_dict")):
         raise TypeError(f"ema must be a decay such as 0.999, a genmatch.nn.EMA or None, got {ema!r}")
+    if not isinstance(resume, bool) and resume != "previous":
+        raise ValueError(f"resume must be True, False or 'previous', got {resume!r}")
     return None if autocast is None else torch.bfloat16
 
 

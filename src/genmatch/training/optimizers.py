@@ -53,7 +53,7 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
             if name != "params" and name not in _IMPLEMENTATION
         }
         groups[f"optimizer.{i}.parameters"] = len(group["params"])
-    return {"optimizer": type(optimizer).__name__, **groups}
+    return {"optimizer": type(optimizer).__name__, "optimizer groups": len(optimizer.param_groups), **groups}
 
 
 def _plain(value: Any) -> Any:
