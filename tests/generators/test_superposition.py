@@ -6,6 +6,8 @@ import copy
 import math
 from fractions import Fraction
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,51 @@ def test_weights_see_host_floats_alone():
     assert {round(t, 6) for _, t in seen} >= {0.1, 0.3, 0.5, 0.7, 0.9, 0.4}
 
 
+LEAVES = (FLOW, LANGEVIN, SDE, gm.Flow(velocity(scale=-0.3)))
+WEIGHTS = st.floats(-3, 3, width=16)
+SUMS = st.recursive(
+    st.sampled_from(range(len(LEAVES))),
+    lambda inner: st.one_of(
+        st.tuples(st.just("+"), inner, inner),
+        st.tuples(st.just("-"), inner, inner),
+        st.tuples(st.just("*"), WEIGHTS, inner),
+        st.tuples(st.just("t"), WEIGHTS, inner),
+    ),
+    max_leaves=6,
+)
+
+
+def build(tree):
+    """The operator of an expression, with a function that gives its value and speed at t from those of the leaves."""
+    if isinstance(tree, int):
+        leaf = LEAVES[tree]
+        return leaf, lambda t: (leaf(X, t).drift, torch.as_tensor(leaf(X, t).variance or 0.0), leaf.speed_at(t))
+    sign, first, second = tree
+    right, value = build(second)
+    if sign in "+-":
+        (left, other), s = build(first), 1 if sign == "+" else -1
+        total = left + right if sign == "+" else left - right
+        return total, lambda t: tuple(a + s * b for a, b in zip(other(t), value(t), strict=True))
+    if sign == "*":
+        return first * right, lambda t: tuple(first * v for v in value(t))
+    return (lambda t: first + t) * right, lambda t: tuple((first + t) * v for v in value(t))
+
+
+@hypothesis.given(SUMS, st.sampled_from([0.125, 0.5, 0.875]))
+@hypothesis.settings(max_examples=60)
+def test_every_expression_is_linear(tree, t: float):
+    operator, value = build(tree)
+    drift, variance, speed = value(t)
+    found = operator(X, t)
+    scale = 1 + float(drift.detach().abs().max())
+    torch.testing.assert_close(
+        torch.zeros_like(X) if found.drift is None else found.drift, drift, rtol=1e-4, atol=1e-4 * scale
+    )
+    assert float(found.variance or 0.0) == pytest.approx(float(variance), rel=1e-5, abs=1e-4)
+    assert operator.speed_at(t) == pytest.approx(speed, rel=1e-9, abs=1e-9)
+    assert len(operator.models) <= 2
+
+
 # How often networks run
 
 
@@ -173,6 +220,18 @@ def test_the_speed_is_looked_at_at_every_time():
     with pytest.raises(ValueError, match=r"speed 1.1, not 1, at t = 0.75"):
         gm.sample(jumpy, (2, 3), steps=4, seed=0)
     gm.sample(jumpy, (2, 3), times=[0.0, 0.25, 0.5], seed=0)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="sample asks for the weights at t = 0 and 1 outside the span")
+def test_the_speed_does_not_matter_outside_of_the_span():
+    gm.sample((lambda t: 1.0 if t < 0.7 else 1.1) * FLOW, (2, 3), steps=2, stop=0.5, seed=0)
+
+
+@pytest.mark.xfail(strict=True, reason="a plan looks at the parts of the first time alone")
+@pytest.mark.parametrize("solver", [gm.solvers.RK4(), gm.solvers.Midpoint()], ids=repr)
+def test_noise_that_sets_in_later_is_noise(solver):
+    with pytest.raises(ValueError, match="cannot move variance"):
+        gm.sample(FLOW + (lambda t: 0.0 if t == 0 else 1.0) * LANGEVIN, (2, 3), steps=4, seed=0, solver=solver)
 
 
 # What is refused

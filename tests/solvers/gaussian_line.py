@@ -135,6 +135,19 @@ class Probe:
         return z
 
 
+class Given:
+    """The draws of a step, with given normals."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def fork(self, stream: int) -> Given:
+        return self
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+        return self.z
+
+
 def transfer(generator: Any, solver: Solver, times: Tensor) -> tuple[float, float, Tensor]:
     """(offset, factor, stds) of the map x -> offset + factor x + sum_i stds_i z_i that a run is."""
     steps = len(times) - 1

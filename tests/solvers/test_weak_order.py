@@ -3,7 +3,7 @@
 On a Gaussian world a run is an affine map of its first state and its normals (:mod:`gaussian_line`), and the process
 itself is a linear SDE: given x at t, the state at s is normal with
 
-    mean  alpha_s m + Phi (x - alpha_t m),   Phi = sqrt(S_s / S_t) exp(-1/2 int_t^s g^2 / S),   variance  S_s - Phi^2 S_t,
+    mean  alpha_s m + Phi (x - alpha_t m),  variance  S_s - Phi^2 S_t,  Phi = sqrt(S_s / S_t) exp(-1/2 int_t^s g^2 / S),
 
 with S the variance of p_t: the drift's slope is S'/2S - g^2/2S, and the law of p_t is stationary under the whole. So
 offset, factor and variance are each compared with the truth, and not the marginal law alone, where errors may cancel.
@@ -176,7 +176,7 @@ def test_all_solvers_with_noise_of_their_own_are_measured_here() -> None:
     assert {type(solver) for solver, _ in ANCESTRAL} >= set(STOCHASTIC)
 
 
-@pytest.mark.parametrize(("solver", "gamma"), ANCESTRAL, ids=lambda p: repr(p))
+@pytest.mark.parametrize(("solver", "gamma"), ANCESTRAL, ids=repr)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_ancestral_steps_converge_to_memoryless_noise(solver: Solver, gamma: float, schedule: gm.Schedule) -> None:
     r"""DDIM(eta) has the diffusion of gamma = eta^2 as its limit: S^2 = eta^2 g^2 h + O(h^2) with g^2 memoryless."""

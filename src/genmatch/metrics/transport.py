@@ -32,7 +32,8 @@ class SlicedWasserstein(NamedTuple):
 def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 128, seed: int | None = 0) -> SlicedWasserstein:
     """Sliced Wasserstein-2 distance between two samples, of equal or unequal numbers.
 
-    Between isotropic Gaussians N(m1, a^2 I) and N(m2, b^2 I) in d dimensions the square is |m1 - m2|^2 / d + (a - b)^2.
+    Between isotropic Gaussians N(m1, a^2 I) and N(m2, b^2 I) in d dimensions the square is
+    ``|m1 - m2|^2 / d + (a - b)^2``.
 
     Parameters
     ----------
