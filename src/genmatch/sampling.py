@@ -185,6 +185,9 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
         field.at(torch.cat([grid, grid.new_tensor([0.0, 1.0])]))  # the numbers of all times in one call
         if start is None and _begin(field, solver) > 0:
             grid = grids.uniform(steps, _begin(field, solver), finish)
+    instant = field.at(grid[:1])[0].models[0]
+    if from_source:
+        _check_noise(field.operator.path, instant, falls=bool(grid[-1] < grid[0]), told=start is not None)
     if not solver.defined(field, float(grid[0])):
         other = ", or use gm.solvers.Exponential(), which is exact where the noise is infinite"
         raise ValueError(
@@ -192,9 +195,6 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
             f"start a little inside (0, 1), by start={abs(float(grid[0]) - 0.01):g} say"
             + (other if isinstance(solver, RungeKutta) else "")
         )
-    instant = field.at(grid[:1])[0].models[0]
-    if from_source:
-        _check_noise(field.operator.path, instant, falls=bool(grid[-1] < grid[0]), told=start is not None)
     return _Run(solver, grid.tolist(), solver.plan(field, grid), instant)
 
 
@@ -224,8 +224,8 @@ def _begin(field: Field, solver: Solver) -> float:
     if solver.defined(field, 0.0):
         return 0.0
     (zero,) = field.at(torch.zeros(1, dtype=torch.float64))
-    variance = field.probe(zero).variance
-    if isinstance(solver, RungeKutta) and variance is not None and not math.isfinite(float(variance)):
+    variance = field.probe(zero).variance if isinstance(solver, RungeKutta) else None
+    if variance is not None and not math.isfinite(float(variance)):
         return 0.0  # infinite noise is no fault of a network: this solver cannot start there, and says so
     starts = [0.0]
     for model, instant in zip(field.models, zero.models, strict=True):

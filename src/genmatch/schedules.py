@@ -205,7 +205,8 @@ class Schedule(ABC):
             step = (value - target) / slope
             t = torch.where(step.isfinite(), (t - step).clamp(low - 1e-9, high + 1e-9), t)
         ends = self.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64, device=target.device))
-        return torch.where(target <= ends[0], 0.0, torch.where(target >= ends[1], 1.0, t.clamp(0, 1)))
+        t = torch.where(target.isnan(), target, t.clamp(0, 1))
+        return torch.where(target <= ends[0], 0.0, torch.where(target >= ends[1], 1.0, t))
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,14 @@ def test_ends_are_finite(old: Schedule, new: Schedule):
     ):
         inner = KINDS[kind](Recorder(), gm.GaussianPath(old), time=clocks.t)
         model = Reschedule(inner, gm.GaussianPath(new))
-        prediction = model(states(), t)
+        prediction = model(states(), torch.full((5,), t, dtype=F64))
         for reading in READINGS:
             assert bool(getattr(prediction, reading).isfinite().all()) == (reading in finite), (kind, t, reading)
+            if reading not in finite:
+                with pytest.raises(
+                    ValueError, match=f"at t = {t:g} of .* this cannot be read off a rescheduled network"
+                ):
+                    getattr(model(states(), t), reading)
         assert model.reads(model.instant(t, states())) == inner.reads(inner.instant(t, states()))
 
 

@@ -120,6 +120,7 @@ def test_inverse_log_snr(schedule: Schedule):
     # Below and above its reach there are only the ends.
     ends = schedule.inverse_log_snr(torch.tensor([-math.inf, low - 1, low, high, high + 1, math.inf], dtype=F64))
     assert ends.tolist() == [0, 0, 0, 1, 1, 1]
+    assert bool(schedule.inverse_log_snr(torch.tensor(math.nan)).isnan())
 
 
 def test_small_times_keep_their_relative_accuracy():

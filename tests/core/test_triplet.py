@@ -178,7 +178,10 @@ def test_no_landing_on_probability_zero(dtype: torch.dtype):
     minus = -math.inf
     for logits in ([minus, 0, 1, minus, 2, minus], [0, minus, minus], [minus, minus, 3.0], [0, minus, 200.0, minus]):
         allowed = {i for i, v in enumerate(logits) if v > minus}
-        edge = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-24, *Draws(0, 1).uniform((1, 500))[0].tolist()])
+        # The last one is below 1, but not in float32.
+        edge = torch.tensor(
+            [0.0, 2.0**-24, 0.5, *Draws(0, 1).uniform((1, 500))[0], 1 - 2.0**-24, 1 - 2.0**-32], dtype=F64
+        )
         table = torch.tensor(logits, dtype=dtype).expand(len(edge), len(logits))
         landed = Rates(Jump(torch.ones(len(edge)), table)).land(torch.zeros(len(edge)), edge)
         assert set(landed.tolist()) <= allowed

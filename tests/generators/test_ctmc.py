@@ -179,6 +179,45 @@ def test_a_prompt_changes_what_follows():
     torch.testing.assert_close(share, exact, rtol=0, atol=4 * 0.5 / 6000**0.5)
 
 
+@pytest.mark.parametrize("name", ["uniform", "mask"])
+def test_samples_are_the_same_in_any_batch(name: str):
+    """The network is a table, so even its rounding does not depend on the batch."""
+    ctmc = gm.CTMC(gm.predict.Tokens(Constant([0.2, 0.3, 0.5]), PATHS[name]))
+    whole = gm.sample(ctmc, (64, 5), steps=6, seed=4)
+    for size in (1, 7, 64):
+        assert torch.equal(gm.sample(ctmc, (64, 5), steps=6, seed=4, batch_size=size), whole)
+    parts = [gm.sample(ctmc, (n, 5), steps=6, seed=4, first_index=i) for i, n in ((0, 10), (10, 54))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(gm.sample(ctmc, (64, 5), steps=6, seed=5), whole)
+    states = gm.sample(ctmc, (64, 5), steps=6, seed=4, trajectory=True, batch_size=7)
+    assert states.shape == (7, 64, 5)
+    assert torch.equal(states[-1], whole)
+
+
+def test_prompts_and_conditions_travel_with_their_rows():
+    path = PATHS["mask"]
+
+    class Shift(nn.Module):
+        def forward(self, x, t, token):
+            return nn.functional.one_hot(token, 3)[:, None].expand(*x.shape, 3) * 60.0
+
+    start, fixed = torch.full((9, 4), 3), torch.zeros(9, 4, dtype=torch.bool)
+    start[torch.arange(9), torch.arange(9) % 4] = 2
+    fixed[torch.arange(9), torch.arange(9) % 4] = True
+    token = torch.arange(9) % 2
+    model = gm.predict.Tokens(Shift(), path)
+    ends = gm.sample(gm.CTMC(model), start, steps=3, seed=0, batch_size=2, fixed=fixed, condition={"token": token})
+    assert torch.equal(ends, torch.where(fixed, 2, token[:, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8], ids=str)
+def test_every_integer_that_holds_the_ids_is_a_state(dtype: torch.dtype):
+    ctmc = gm.CTMC(gm.predict.Tokens(Constant([0.2, 0.3, 0.5]), PATHS["mask"]))
+    ends = gm.sample(ctmc, torch.full((6, 4), 3, dtype=dtype), steps=3, seed=0)
+    assert ends.dtype == dtype
+    assert torch.equal(ends.long(), gm.sample(ctmc, (6, 4), steps=3, seed=0))
+
+
 # Size
 
 

@@ -48,6 +48,14 @@ def test_the_law_is_the_one_it_says(law: TimeLaw, path, cdf, stratified: bool):
         assert result.statistic > 1 / 4096, "independent draws are never so even"
 
 
+@pytest.mark.parametrize(
+    ("law", "path", "cdf"), LAWS, ids=lambda value: repr(value) if isinstance(value, TimeLaw) else ""
+)
+def test_the_quantile_inverts_the_distribution_function(law: TimeLaw, path, cdf):
+    u = torch.tensor([0.001, 0.1, 0.5, 0.8, 0.999])
+    np.testing.assert_allclose(cdf(law.quantile(u, path).double().numpy()), u.numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_every_law_is_tested():
     def below(cls: type) -> set[type]:
         return {cls, *(leaf for child in cls.__subclasses__() for leaf in below(child))}

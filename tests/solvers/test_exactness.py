@@ -210,7 +210,7 @@ class LogSNR(Exponential):
     def plan(self, field: Field, times: Tensor) -> list[Transition]:
         schedule = field.operator.path.schedule
         h = schedule.log_snr(times).diff() / 2
-        alpha, sigma = schedule(times)
+        alpha, _ = schedule(times)
         gains = -alpha[2:] * torch.expm1(-h[1:]) * h[1:] / (2 * h[:-1])
         plan = super().plan(field, times)
         return [c._replace(slope=gain) for c, gain in zip(plan, [0.0, *gains.tolist()], strict=True)]

@@ -32,9 +32,28 @@ def test_every_diffusion_from_pure_noise_ends_in_the_data_law(name: str) -> None
         mean, variance = misses(generator, Exponential(2), gm.grids.uniform(steps))
         assert mean < 1e-12
         errors.append(variance)
-    worst = 2e-3 if name == "constant" else 1e-3  # constant noise does not fade at the data: see test_weak_order
-    assert errors[-1] < worst
-    assert errors[-1] < errors[0] / 8
+    if name == "constant":  # does not fade at the data: see the next test
+        assert errors[-1] < 2e-3
+    else:
+        assert errors[-1] < 1e-3
+        assert errors[-1] < errors[0] / 8
+
+
+def test_constant_noise_is_a_task_for_heun() -> None:
+    """With constant noise the exponential solver is stable but not accurate at the data, however many the steps.
+
+    It damps the state towards the data prediction by g^2 / 2 sigma^2, which is without bound, and freezes that
+    prediction meanwhile; the law itself damps by g^2 / 2 S only. At g^2 = 1 a twentieth of the variance is lost at
+    200 steps, where stochastic Heun loses next to nothing. Noise that fades with sigma does not know the problem.
+    """
+    model = line.predictor(CONDOT)
+    constant = gm.Diffusion(model, gm.diffusivity.Constant(1.0))
+    lost = [misses(constant, Exponential(2), gm.grids.uniform(n))[1] for n in (50, 200)]
+    assert all(0.01 < error < 0.03 for error in lost)
+    assert misses(constant, Heun(), gm.grids.uniform(200))[1] < 1e-3
+    assert (
+        misses(gm.Diffusion(model, gm.diffusivity.EndpointSafe(1.0)), Exponential(2), gm.grids.uniform(200))[1] < 1e-4
+    )
 
 
 @pytest.mark.parametrize("schedule", [gm.schedules.Cosine(), gm.schedules.VP(), gm.schedules.EDM()], ids=repr)

@@ -62,13 +62,16 @@ class Prediction:
     Raises
     ------
     ValueError
-        By a reading that the path does not allow: a score under optimal transport pairing, say.
+        By a reading that the path does not allow: a score under optimal transport pairing, say. By a reading that is
+        not finite at the end asked for (the data off a noise network at t = 0), where a predictor was called with a
+        number; per-sample times give infinities there, and solvers look for them in their plan.
     """
 
-    __slots__ = ("instant", "model", "native", "x")
+    __slots__ = ("instant", "model", "native", "strict", "x")
 
     def __init__(self, model: Any, x: Tensor, instant: Any, native: Tensor) -> None:
         self.model, self.x, self.instant, self.native = model, x, instant, native
+        self.strict = False
 
     @property
     def velocity(self) -> Tensor:
@@ -113,6 +116,11 @@ class Prediction:
                 f"(a {self.model.kind}) can be read off it"
             )
         a, b = self.model.coefficients(self.instant, p, q)
+        if self.strict and not (math.isfinite(a) and math.isfinite(b)):
+            raise ValueError(
+                f"at t = {self.instant.t:g} of {self.model.path!r} this cannot be read off a {self.model.kind} network: "
+                "it is not finite there. Ask inside (0, 1), or for what the network itself predicts"
+            )
         return weighted(a, self.x, b, self.native)
 
 

@@ -66,7 +66,10 @@ class Predictor(nn.Module, ABC):
         self.path.space.check(x)
         check_condition(condition, len(x))
         instant = self.instant(t, x)
-        return self.prediction(x, instant, self.native(x, instant, condition))
+        prediction = self.prediction(x, instant, self.native(x, instant, condition))
+        if isinstance(t, (int, float)) and hasattr(prediction, "strict"):
+            prediction.strict = True
+        return prediction
 
     def instant(self, t: Any, x: Tensor) -> Any:
         """The numbers of a user's time, to broadcast against ``x``: see :func:`genmatch.paths.path.read_time`."""
