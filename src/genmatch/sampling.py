@@ -182,7 +182,7 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
         steps, finish = STEPS if steps is None else steps, 1.0 if stop is None else stop
         begin = 0.0 if start is None else start
         grid = grids.uniform(steps, begin, finish)
-        field.at(torch.cat([grid, grid.new_tensor([0.0, 1.0])]))  # the numbers of all times in one call
+        field.at(grid)  # the numbers of all times in one call
         if start is None and _begin(field, solver) > 0:
             grid = grids.uniform(steps, _begin(field, solver), finish)
     instant = field.at(grid[:1])[0].models[0]
@@ -270,6 +270,8 @@ def _read_state(generator: Operator, shape_or_state, device, dtype):
         dtype = torch.float32 if given is None and own in (torch.float16, torch.bfloat16) else own
     if discrete and dtype not in TOKEN_DTYPES:
         raise TypeError(f"tokens are integers, got dtype {dtype}: leave dtype out for torch.int64")
+    if discrete:
+        generator.path.space.check(torch.empty(0, dtype=dtype))  # can it hold all ids?
     if not discrete and dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"states are float32 or float64, got {dtype}: half precision loses grid points; "
@@ -309,7 +311,7 @@ def _check_fixed(fixed: Tensor | None, given: Tensor | None, generator: Operator
 
 def _check_finite(x: Tensor, when: str) -> None:
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        bad = int((~x.isfinite().flatten(1).all(1)).sum())
+        bad = int((~x.isfinite().reshape(len(x), -1).all(1)).sum())
         raise FloatingPointError(
             f"{bad} of {len(x)} states are not finite {when}: the network's output is not finite, "
             "or the steps are too long for this solver"

@@ -222,12 +222,10 @@ def test_the_speed_is_looked_at_at_every_time():
     gm.sample(jumpy, (2, 3), times=[0.0, 0.25, 0.5], seed=0)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="sample asks for the weights at t = 0 and 1 outside the span")
 def test_the_speed_does_not_matter_outside_of_the_span():
     gm.sample((lambda t: 1.0 if t < 0.7 else 1.1) * FLOW, (2, 3), steps=2, stop=0.5, seed=0)
 
 
-@pytest.mark.xfail(strict=True, reason="a plan looks at the parts of the first time alone")
 @pytest.mark.parametrize("solver", [gm.solvers.RK4(), gm.solvers.Midpoint()], ids=repr)
 def test_noise_that_sets_in_later_is_noise(solver):
     with pytest.raises(ValueError, match="cannot move variance"):

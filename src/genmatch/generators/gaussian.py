@@ -81,7 +81,7 @@ class Langevin(Generator):
         """Half the variance times the score, and the variance."""
         instant = prediction.instant
         variance = self.diffusivity.variance(instant)
-        if isinstance(variance, (int, float)) and not variance >= 0:
+        if isinstance(self.diffusivity, Function) and isinstance(variance, (int, float)) and not variance >= 0:
             raise ValueError(
                 f"the diffusivity is {variance:g} at t = {instant.t:g}: it is a variance per unit of time, at least 0"
             )

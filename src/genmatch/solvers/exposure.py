@@ -15,7 +15,7 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from ..diffusivity import Diffusivity
+from ..diffusivity import Diffusivity, Function
 from ..generators import Langevin
 from ..quadrature import integrate
 from ..schedules import Instant, Schedule
@@ -55,6 +55,8 @@ def exposure(field: Field, t: Instant, s: Instant) -> Tensor:
     schedule: Schedule = field.operator.path.schedule  # type: ignore[attr-defined]
     inner = s.sigma > 0
     for weight, diffusivity in terms:
+        if isinstance(diffusivity, Function):
+            _refuse_negative(diffusivity, t)
         if callable(weight):
             part = integrate(lambda times, w=weight, d=diffusivity: _rate(w, d, schedule, times), t.t, s.t)
         else:
@@ -71,6 +73,16 @@ def exposure(field: Field, t: Instant, s: Instant) -> Tensor:
             "the diffusions subtracted carry more noise than those added"
         )
     return total
+
+
+def _refuse_negative(diffusivity: Function, t: Instant) -> None:
+    """A function of the user's may be negative for a part of a step, which the integral over it would hide."""
+    variance = torch.as_tensor(diffusivity.variance(t), dtype=t.t.dtype).expand_as(t.t)
+    if not bool((variance >= 0).all()):
+        worst = int(torch.argmin(torch.nan_to_num(variance, nan=-math.inf)))
+        raise ValueError(
+            f"the diffusivity is {variance[worst]:g} at t = {t.t[worst]:g}: it is a variance per unit of time, at least 0"
+        )
 
 
 def noisy_gain(field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:

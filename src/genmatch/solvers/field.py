@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..generators import Operator, OperatorInstant
 from ..predict.predictor import Condition
+from ..schedules import Schedule
 from ..spaces import Space
 from ..triplet import Jump, Rates, Triplet
 
@@ -72,11 +74,18 @@ class Field:
 
     def probe(self, instant: OperatorInstant) -> Triplet:
         """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""
-        x = torch.ones_like(self.like[:1])
+        # On a masked path only the mask may move.
+        mask = getattr(self.operator.path, "mask", None)
+        x = torch.full_like(self.like[:1], 1 if mask is None else mask)
         made_up: list[Any] = [
             model.prediction(x, i, model.blank(x)) for model, i in zip(self.models, instant.models, strict=True)
         ]
         return self.operator.read(x, instant, made_up)
+
+    def parts(self, instant: OperatorInstant) -> frozenset[str]:
+        """The parts of the triplet at any time: a weight that is a function of t may be 0 at this one."""
+        weights = [1.0 if callable(w) else float(w) for w, _ in self.operator.terms]
+        return self.probe(instant._replace(weights=tuple(weights))).parts
 
     @staticmethod
     def settle(first: OperatorInstant, instants: Iterable[OperatorInstant]) -> None:
@@ -89,12 +98,19 @@ class Field:
     def finite(self, instant: OperatorInstant) -> bool:
         """Whether drift and variance are finite there (rates may be infinite: a certain jump)."""
         # Where a schedule's derivative is infinite so is every velocity, also one that a network returns untouched.
-        rates = [getattr(i, name, 0.0) for i in instant.models for name in ("alpha_dot", "sigma_dot")]
-        if not all(math.isfinite(rate) for rate in rates):
-            return False
+        for model in self.models:
+            if model.kind == "velocity" and not _finite_derivatives(model.path.schedule, instant.t):
+                return False
         triplet = self.probe(instant)
         return all(
             bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)
             for part in (triplet.drift, triplet.variance)
             if part is not None
         )
+
+
+@lru_cache(maxsize=64)
+def _finite_derivatives(schedule: Schedule, t: float) -> bool:
+    """Whether a schedule's derivatives are finite at a time; remembered, as it is asked of the same ends again and again."""
+    instant = schedule.at(torch.tensor([t], dtype=torch.float64))
+    return math.isfinite(instant.alpha_dot.item()) and math.isfinite(instant.sigma_dot.item())

@@ -60,7 +60,7 @@ class RungeKutta(Solver):
         starts, ends = times[:-1], times[1:]
         h = ends - starts
         (first,) = field.at(starts[:1])
-        parts = field.probe(first).parts
+        parts = field.parts(first)
         refuse_parts(self, parts, _offers(parts))
         if parts & {"variance", "rates"} and bool(times[-1] < times[0]):
             raise ValueError("noise and jumps run from noise to data: with times that fall use a flow, drift alone")

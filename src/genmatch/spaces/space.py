@@ -97,6 +97,9 @@ class Tokens(Space):
     def check(self, x: Tensor) -> None:
         if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
             raise TypeError(f"tokens must be integers, got {x.dtype}: call .long() on them")
+        largest = max(self.vocabulary - 1, *self.extras) if self.extras else self.vocabulary - 1
+        if torch.iinfo(x.dtype).max < largest:
+            raise TypeError(f"{x.dtype} cannot hold the id {largest}: call .long() on the tokens")
         if x.ndim < 1:
             raise ValueError("a state has shape (B, *S), got a scalar")
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
