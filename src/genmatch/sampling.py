@@ -126,13 +126,21 @@ def sample(
             for first in range(0, shape[0], size):
                 rows = slice(first, min(first + size, shape[0]))
                 draws = Draws(seed, rows.stop - first, first_index=first_index + first, device=device)
-                if given is None:
-                    x0 = generator.path.draw_source((rows.stop - first, *shape[1:]), draws)
-                    x = generator.path.prior(x0.to(dtype), run.begin)
-                else:
-                    x = given[rows].to(device, dtype)
-                field = Field(generator, x, _rows(condition, rows, device), _rows(fixed, rows, device))
-                results.append(_loop(run, field, x, draws, trajectory, callback, check, bar if progress else None))
+                field = Field(generator, like, _rows(condition, rows, device), _rows(fixed, rows, device))
+                states = _loop(
+                    run,
+                    field,
+                    # No name here for the first state: it is let go after the first step.
+                    _draw(generator, run, (draws.samples, *shape[1:]), dtype, draws)
+                    if given is None
+                    else given[rows].to(device, dtype),
+                    draws,
+                    trajectory,
+                    callback,
+                    check,
+                    bar if progress else None,
+                )
+                results.append(states)
     return results[0] if len(results) == 1 else torch.cat(results, dim=1 if trajectory else 0)
 
 
@@ -143,6 +151,11 @@ class _Run(NamedTuple):
     times: list[float]
     plan: Sequence[Any]
     begin: Any  # the path's instant at the first time
+
+
+def _draw(generator: Operator, run: _Run, shape: tuple[int, ...], dtype: torch.dtype, draws: Draws) -> Tensor:
+    """Samples of the source as states at the run's first time."""
+    return generator.path.prior(generator.path.draw_source(shape, draws).to(dtype), run.begin)
 
 
 def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback, check, bar) -> Tensor:

@@ -59,7 +59,7 @@ class Settings:
     root: str | None = None
     size: int = 28
     steps: int = 4000
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 2e-3
     samples: int | None = None
     seed: int = 0
@@ -145,7 +145,7 @@ def _network(settings: Settings, images: Tensor, time_scale: float) -> UNet:
     torch.manual_seed(settings.seed)
     channels = images.shape[1]
     if settings.data == "digits":
-        network = UNet(channels, width=32, multipliers=(1, 2), blocks=1, attention=(), time_scale=time_scale)
+        network = UNet(channels, width=32, multipliers=(1, 2), blocks=(1, 2), attention=(), time_scale=time_scale)
     else:
         network = UNet(channels, time_scale=time_scale, attention=(1,))
     return network.to(images.device)

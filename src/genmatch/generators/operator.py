@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..paths import GaussianPath, Path
 from ..predict import Predictor
-from ..predict.predictor import Condition, check_condition
+from ..predict.predictor import Condition, asked_at, check_condition
 from ..schedules import Number
 from ..triplet import Triplet
 from .registration import Own, keep_once
@@ -105,7 +105,7 @@ class Operator(nn.Module, ABC):
         self.path.space.check(x)
         check_condition(condition, len(x))
         instant = self.instant(t, x)
-        return self.read(x, instant, self.predict(x, instant, condition))
+        return self.read(x, instant, [asked_at(t, p) for p in self.predict(x, instant, condition)])
 
     def instant(self, t: Any, x: Tensor) -> OperatorInstant:
         """The numbers of a user's time, to broadcast against ``x``."""

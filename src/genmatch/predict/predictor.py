@@ -66,10 +66,7 @@ class Predictor(nn.Module, ABC):
         self.path.space.check(x)
         check_condition(condition, len(x))
         instant = self.instant(t, x)
-        prediction = self.prediction(x, instant, self.native(x, instant, condition))
-        if isinstance(t, (int, float)) and hasattr(prediction, "strict"):
-            prediction.strict = True
-        return prediction
+        return asked_at(t, self.prediction(x, instant, self.native(x, instant, condition)))
 
     def instant(self, t: Any, x: Tensor) -> Any:
         """The numbers of a user's time, to broadcast against ``x``: see :func:`genmatch.paths.path.read_time`."""
@@ -89,6 +86,13 @@ def check_parts(network: Any, time: Any, divergence: Any) -> None:
             f"the class {divergence.__name__}: call it" if isinstance(divergence, type) else type(divergence).__name__
         )
         raise TypeError(f"divergence must be a genmatch Divergence, got {what}")
+
+
+def asked_at(t: Any, prediction: Any) -> Any:
+    """The prediction, which for a time that a user gave as a number refuses readings that are not finite there."""
+    if isinstance(t, (int, float)) and hasattr(prediction, "strict"):
+        prediction.strict = True
+    return prediction
 
 
 def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> Tensor:

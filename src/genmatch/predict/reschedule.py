@@ -26,6 +26,8 @@ class _Both:
         self.outer, self.inner = outer, inner
 
     def __getattr__(self, name: str) -> Any:  # t, alpha, sigma and the rest are the new path's
+        if name in ("inner", "outer"):  # a copy in the making has neither yet
+            raise AttributeError(name)
         return getattr(self.outer, name)
 
     def __iter__(self) -> Iterator[Any]:

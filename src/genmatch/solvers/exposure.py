@@ -81,7 +81,8 @@ def _refuse_negative(diffusivity: Function, t: Instant) -> None:
     if not bool((variance >= 0).all()):
         worst = int(torch.argmin(torch.nan_to_num(variance, nan=-math.inf)))
         raise ValueError(
-            f"the diffusivity is {variance[worst]:g} at t = {t.t[worst]:g}: it is a variance per unit of time, at least 0"
+            f"the diffusivity is {variance[worst]:g} at t = {t.t[worst]:g}: "
+            "it is a variance per unit of time, at least 0"
         )
 
 

@@ -111,6 +111,6 @@ class Field:
 
 @lru_cache(maxsize=64)
 def _finite_derivatives(schedule: Schedule, t: float) -> bool:
-    """Whether a schedule's derivatives are finite at a time; remembered, as it is asked of the same ends again and again."""
+    """Whether a schedule's derivatives are finite at a time; remembered, as it is asked of the same ends each time."""
     instant = schedule.at(torch.tensor([t], dtype=torch.float64))
     return math.isfinite(instant.alpha_dot.item()) and math.isfinite(instant.sigma_dot.item())
