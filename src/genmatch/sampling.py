@@ -127,20 +127,17 @@ def sample(
                 rows = slice(first, min(first + size, shape[0]))
                 draws = Draws(seed, rows.stop - first, first_index=first_index + first, device=device)
                 field = Field(generator, like, _rows(condition, rows, device), _rows(fixed, rows, device))
-                states = _loop(
+                ending = _loop(
                     run,
                     field,
-                    # No name here for the first state: it is let go after the first step.
-                    _draw(generator, run, (draws.samples, *shape[1:]), dtype, draws)
-                    if given is None
-                    else given[rows].to(device, dtype),
+                    _first(generator, run, given, rows, like, draws),  # without a name: let go after the first step
                     draws,
                     trajectory,
                     callback,
                     check,
                     bar if progress else None,
                 )
-                results.append(states)
+                results.append(ending)
     return results[0] if len(results) == 1 else torch.cat(results, dim=1 if trajectory else 0)
 
 
@@ -153,9 +150,12 @@ class _Run(NamedTuple):
     begin: Any  # the path's instant at the first time
 
 
-def _draw(generator: Operator, run: _Run, shape: tuple[int, ...], dtype: torch.dtype, draws: Draws) -> Tensor:
-    """Samples of the source as states at the run's first time."""
-    return generator.path.prior(generator.path.draw_source(shape, draws).to(dtype), run.begin)
+def _first(generator: Operator, run: _Run, given: Tensor | None, rows: slice, like: Tensor, draws: Draws) -> Tensor:
+    """A batch of states at the run's first time: those given, or samples of the source."""
+    if given is not None:
+        return given[rows].to(like.device, like.dtype)
+    x0 = generator.path.draw_source((draws.samples, *like.shape[1:]), draws)
+    return generator.path.prior(x0.to(like.dtype), run.begin)
 
 
 def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback, check, bar) -> Tensor:

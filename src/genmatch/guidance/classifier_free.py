@@ -52,9 +52,7 @@ class ClassifierFree(Wrapper):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, got {scale!r}: 1 is the conditional model, 0 the other")
         if not isinstance(null, Mapping) or not null:
-            raise ValueError(
-                f"null must say what stands for no condition, such as {{'label': classes}}, got {null!r}"
-            )
+            raise ValueError(f"null must say what stands for no condition, such as {{'label': classes}}, got {null!r}")
         self.path, self.kind, self.scale, self.null = model.path, model.kind, float(scale), dict(null)
 
     def at(self, t: Tensor, until: Tensor | None = None) -> Any:

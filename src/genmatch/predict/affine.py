@@ -117,8 +117,9 @@ class Prediction:
             )
         a, b = self.model.coefficients(self.instant, p, q)
         if self.strict and not (math.isfinite(a) and math.isfinite(b)):
+            where = f"at t = {self.instant.t:g} of {self.model.path!r}"
             raise ValueError(
-                f"at t = {self.instant.t:g} of {self.model.path!r} this cannot be read off a {self.model.kind} network, "
+                f"{where} this cannot be read off a {self.model.kind} network, "
                 "as it is not finite there. Ask inside (0, 1), or for what the network itself predicts"
             )
         return weighted(a, self.x, b, self.native)
