@@ -143,6 +143,18 @@ def test_applied_restores_exactly_even_after_an_error():
         torch.testing.assert_close(module.inner.weight.detach(), before["inner.weight"] - 1.6)
 
 
+def test_what_moved_while_applied_is_restored_where_it_went():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = EMA(module, decay=0.5, warmup=False)
+    put(module, walk(module, 1)[0])
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with ema.applied():
+        module.double()  # this gives the module new buffers
+        module[1].running_mean += 1
+    assert module[1].running_mean.dtype == torch.float64
+    assert all(torch.equal(value, before[name].to(value.dtype)) for name, value in module.state_dict().items())
+
+
 def _averaged(ema: EMA, module: nn.Module) -> dict[str, torch.Tensor]:
     state = {name.split(".", 1)[1]: value for name, value in ema.state_dict().items() if "." in name}
     state |= {name.replace("inner", "tied"): value for name, value in state.items() if "inner" in name}

@@ -108,7 +108,8 @@ def test_a_network_under_autocast_moves_states_of_full_precision(kind: str, solv
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = gm.sample(generator, (16, 2), steps=8, seed=0, solver=solver)
     assert x.dtype == torch.float32
-    torch.testing.assert_close(x, full, rtol=0.1, atol=0.1)
+    # A noise network is read near pure noise, where its errors count e^5 times in the data: bfloat16's are 2^-9.
+    torch.testing.assert_close(x, full, rtol=0.1, atol=0.3 if kind == "Noise" else 0.1)
 
 
 def test_the_network_of_half_precision_gets_states_of_full_precision() -> None:

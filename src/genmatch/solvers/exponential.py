@@ -24,6 +24,7 @@ References
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ __all__ = ["DDIM", "DDPM", "Exponential", "Transition", "apply_transition"]
 
 # Noise of more than this many times the memoryless one makes the data prediction of the step before a poor guide.
 CALM = 4.0
+# A network's error in the extrapolation counts at most this many times as in the step itself (in short steps, half).
+TRUST = 2.0
 
 
 class Transition(NamedTuple):
@@ -128,14 +131,17 @@ class _Semilinear(Solver):
         now = Instant(*values.unbind(1))
         factor, std = self.damping(field, _part(now, slice(None, -1)), _part(now, slice(1, None)))
         slopes = self.slopes(field, times, now)
-        used = [i for i, slope in enumerate(slopes) if slope]
+        steep = any(slopes)
         history = (1.0, 0.0) if bool(times[-1] > times[0]) else (0.0, 1.0)
         plan = []
         for i, (damp, noise) in enumerate(zip(factor.tolist(), std.tolist(), strict=True)):
             start, end = instants[i].models[0], instants[i + 1].models[0]
             a, b = model.coefficients(start, end.alpha, end.sigma * damp)
-            past = model.coefficients(start, *history) if used and used[0] - 1 <= i <= used[-1] else None
-            plan.append(Transition(instants[i], a, b, noise, slopes[i], past))
+            past = model.coefficients(start, *history) if steep else None
+            slope = slopes[i]
+            if slope:
+                slope = _trusted(slope, plan[-1].history[1], past[1], b)  # type: ignore[index]
+            plan.append(Transition(instants[i], a, b, noise, slope, past))
         return plan
 
     def evaluations(self, plan: Sequence[Transition]) -> int:
@@ -290,3 +296,15 @@ def _has_variance(field: Field, generator: Generator) -> bool:
 
 def _part(instant: Instant, where: slice) -> Instant:
     return Instant(instant.t[where], instant.alpha[where], instant.sigma[where])
+
+
+def _trusted(slope: float, before: float, now: float, b: float) -> float:
+    """The slope, less where the network's errors before the step would count for much more than those in it.
+
+    ``before`` and ``now`` are what an error of the output makes in the extrapolated quantity, b what it makes in the
+    step. A noise network near pure noise knows little of the data; a step that builds on that would undo what it knows
+    by now. In short steps the errors count half as much as in the step itself, and the slope is left alone.
+    """
+    if abs(before) <= abs(now) or abs(slope * before) <= TRUST * abs(b):
+        return slope
+    return math.copysign(TRUST * abs(b / before), slope)
