@@ -58,7 +58,7 @@ def ours(x: Tensor, steps: int) -> Contenders:
     sample = functools.partial(gm.sample, steps=steps)
     return {
         "genmatch Euler": lambda: sample(flow, x, solver=gm.solvers.Euler()),
-        "genmatch Exponential(1) = DDIM": lambda: sample(ddpm, x, solver=gm.solvers.DDIM()),
+        "genmatch DDIM = Exponential(1)": lambda: sample(ddpm, x, solver=gm.solvers.DDIM()),
         "genmatch Exponential(2)": lambda: sample(ddpm, x, solver=gm.solvers.Exponential()),
     }
 

@@ -52,7 +52,8 @@ def matching_loss(
     x1
         Data ``(B, *S)``.
     x0
-        Source samples of the same shape; drawn from the path's source if not given.
+        Source samples of the same shape; drawn from the path's source if not given. If they belong to ``x1``, say so in
+        the path: ``coupling=gm.couplings.Given()``.
     t
         Times ``(B,)`` or a number in [0, 1]; drawn from ``time`` if not given.
     condition
@@ -184,6 +185,8 @@ def _choose_draws(draws: Draws | None, seed: int | None, x1: Tensor) -> Draws:
 
 
 def _check_fixed(fixed: Tensor, x1: Tensor) -> Tensor:
+    if not isinstance(fixed, Tensor):
+        raise TypeError(f"fixed must be a bool tensor of the shape of the tokens, got {type(fixed).__name__}")
     if x1.is_floating_point():
         raise TypeError("fixed positions are for tokens: a continuous state is conditioned through its network")
     if fixed.dtype != torch.bool or fixed.shape != x1.shape:

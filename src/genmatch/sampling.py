@@ -313,6 +313,8 @@ def _rows(value: Any, rows: slice, device: torch.device) -> Any:
 def _check_fixed(fixed: Tensor | None, given: Tensor | None, generator: Operator) -> None:
     if fixed is None:
         return
+    if not isinstance(fixed, Tensor):
+        raise TypeError(f"fixed must be a bool tensor of the shape of the states, got {type(fixed).__name__}")
     if given is None or given.is_floating_point():
         raise ValueError("fixed positions need given token states: pass the tokens with their prompt, not a shape")
     if fixed.dtype != torch.bool or fixed.shape != given.shape:

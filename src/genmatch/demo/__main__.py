@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--device", help="cuda if there is one, else cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--short", action="store_true", help="leave out the 1000 steps of ancestral sampling")
+    parser.add_argument("--download", action="store_true", help="fetch MNIST if the folder lacks it")
     args = vars(parser.parse_args())
     run(Settings(progress=not args.pop("quiet"), long=not args.pop("short"), **args))
 

@@ -51,6 +51,8 @@ class Settings:
         Images made by every sampler; by default as many as the test set has, 1000 at most.
     seed, out, device, progress
         The seed of everything, the folder of the results, where to run, whether to show bars.
+    download
+        Whether to fetch MNIST if the folder lacks it.
     long
         Whether ancestral sampling also runs with 1000 steps.
     """
@@ -58,7 +60,7 @@ class Settings:
     data: str = "digits"
     root: str | None = None
     size: int = 28
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 64
     lr: float = 2e-3
     samples: int | None = None
@@ -67,6 +69,19 @@ class Settings:
     device: str | None = None
     progress: bool = True
     long: bool = True
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.data not in ("digits", "mnist", "cifar10"):
+            raise ValueError(f"data must be digits, mnist or cifar10, got {self.data!r}")
+        if self.size != Settings.size and self.data != "mnist":
+            raise ValueError(f"size is for MNIST; the images of {self.data} have one size")
+        if self.download and self.data != "mnist":
+            raise ValueError(f"download is for MNIST; {self.data} is not fetched")
+        for name in ("steps", "batch_size", "samples"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 class Models(NamedTuple):
@@ -96,7 +111,9 @@ def run(settings: Settings) -> dict[str, Any]:
     classifier = train_classifier(train, steps=600, seed=settings.seed, progress=settings.progress)
     accuracy = classifier.accuracy(test)
     reference = metrics.Moments.of(train.images, classifier.features)
-    count = min(len(test.images), settings.samples or 1000)
+    count = settings.samples or min(len(test.images), 1000)
+    if count > len(test.images):
+        raise ValueError(f"samples must be at most the {len(test.images)} test images, the floor, got {count}")
     floor = metrics.frechet(test.images[:count], reference, classifier.features).value
     say(f"classifier: {accuracy:.1%} of the test labels right; Frechet distance of test from train images {floor:.3f}")
 
@@ -129,11 +146,11 @@ def run(settings: Settings) -> dict[str, Any]:
 def _load(settings: Settings) -> tuple[Labelled, Labelled]:
     readers: dict[str, Callable[[str], Labelled]] = {
         "digits": datasets.digits,
-        "mnist": lambda split: datasets.mnist(settings.root, split, settings.size, progress=settings.progress),
+        "mnist": lambda split: datasets.mnist(
+            settings.root, split, settings.size, download=settings.download, progress=settings.progress
+        ),
         "cifar10": lambda split: datasets.cifar10(settings.root, split, progress=settings.progress),
     }
-    if settings.data not in readers:
-        raise ValueError(f"data must be one of {', '.join(readers)}, got {settings.data!r}")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     parts = (readers[settings.data](split) for split in ("train", "test"))
     train, test = (Labelled(p.images.to(device), p.labels.to(device), p.classes) for p in parts)
@@ -219,7 +236,7 @@ class Scale(NamedTuple):
             steps=steps,
             solver=arm.solver,
             seed=self.settings.seed,
-            callback=lambda i, t, x: states.append(x[:TRACED]),
+            callback=lambda i, t, x: states.append(x[:TRACED].clone()),  # a view would keep every whole state
         )
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -215,7 +215,8 @@ class Superposition(Operator):
     r"""A weighted sum of generators on one path, :math:`\sum_k a_k(t)\,L^{(k)}_t`.
 
     Written ``0.7 * flow + 0.3 * sde``; weights are numbers or host functions of t, never of the state (a weight that
-    depends on the state breaks the forward equation).
+    depends on the state breaks the forward equation). A solver's plan looks at them at the times where it evaluates
+    and, for noise, at the integral over each step: what happens in between is not seen.
 
     Parameters
     ----------

@@ -90,6 +90,8 @@ class ClassifierFree(Wrapper):
 
 def _twice(instant: Any) -> Any:
     """Per-sample numbers for both halves of the doubled batch; host numbers as they are."""
+    if not (isinstance(instant.t, Tensor) and instant.t.ndim):
+        return instant
     fields = [
         torch.cat([f, f]) if isinstance(f, Tensor) and f.ndim else _twice(f) if hasattr(f, "broadcast") else f
         for f in instant

@@ -57,7 +57,11 @@ class Row(NamedTuple):
 
 
 class Prediction:
-    """The readings of a native output on a Gaussian path, computed when asked for; each of the shape of the state.
+    r"""The readings of a native output on a Gaussian path, computed when asked for; each of the shape of the state.
+
+    A reading is what the two coefficients of the module's formula give. Where a schedule's derivative is infinite
+    (:math:`\dot\sigma` of VP and DDPM at t = 1) no velocity is read, nor anything off a velocity, though some of these
+    have finite limits there.
 
     Raises
     ------

@@ -74,7 +74,10 @@ class Reschedule(Wrapper):
     def __init__(self, model: Affine, path: GaussianPath) -> None:
         super().__init__(model)
         if not isinstance(model, Affine):
-            raise TypeError(f"only predictors on Gaussian paths can be rescheduled, got {type(model).__name__}")
+            raise TypeError(
+                f"only a network's own predictor on a Gaussian path can be rescheduled, got {type(model).__name__}: "
+                "reschedule the model inside a wrapper, then wrap the result"
+            )
         if not isinstance(path, GaussianPath):
             raise TypeError(f"the new path must be a GaussianPath, got {type(path).__name__}")
         if not (model.path.readable and path.readable):

@@ -155,9 +155,11 @@ class _Semilinear(Solver):
     def _refuse(self, field: Field) -> None:
         why = self.why_not(field)
         if why:
+            gaussian = isinstance(field.operator.path, GaussianPath)
+            others = ", Heun() or, without noise, Midpoint() or RK4()" if gaussian else ", which moves rates"
             raise ValueError(
                 f"{type(self).__name__} needs one network and generators that are flow and Langevin noise on a "
-                f"Gaussian path, but {why}. Use gm.solvers.Euler(), Heun() or, without noise, Midpoint() or RK4()"
+                f"Gaussian path, but {why}. Use gm.solvers.Euler(){others}"
             )
 
 
