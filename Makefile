@@ -36,7 +36,7 @@ notebooks: dev-ready  ## execute examples/*.ipynb; ARGS=--inplace stores the out
 	@set -e; for notebook in examples/*.ipynb; do \
 	    test -e "$$notebook" || continue; \
 	    echo "$$notebook"; \
-	    $(RUN) -m jupyter execute --kernel_name=python3 --timeout=1200 $(ARGS) "$$notebook"; \
+	    PYTHONWARNINGS=ignore::Warning:tqdm.auto $(RUN) -m jupyter execute --kernel_name=python3 --timeout=1200 $(ARGS) "$$notebook"; \
 	done
 
 bench: bench-ready  ## run the scripts in benchmarks/

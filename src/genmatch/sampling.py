@@ -206,7 +206,7 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
         raise ValueError(
             f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "
             f"start a little inside (0, 1), by start={abs(float(grid[0]) - 0.01):g} say"
-            + (other if isinstance(solver, RungeKutta) else "")
+            + (other if isinstance(solver, RungeKutta) and not Exponential.why_not(field) else "")
         )
     return _Run(solver, grid.tolist(), solver.plan(field, grid), instant)
 

@@ -56,6 +56,22 @@ def test_constant_noise_is_a_task_for_heun() -> None:
     )
 
 
+@pytest.mark.parametrize("steps", [10, 50, 200])
+@pytest.mark.parametrize(
+    "diffusivity",
+    [gm.diffusivity.Constant(10.0), gm.diffusivity.Constant(100.0), gm.diffusivity.Memoryless(20.0)],
+    ids=repr,
+)
+def test_noise_of_any_strength_leaves_the_states_bounded(diffusivity: gm.diffusivity.Diffusivity, steps: int) -> None:
+    """Order 2 does not extrapolate what noise has swamped: samples lose variance, as those of order 1, but never gain.
+
+    Extrapolated all the same, the variance would grow with the number of steps, to seven times the data's.
+    """
+    generator = gm.Diffusion(line.predictor(CONDOT), diffusivity)
+    _, variance = line.moments(generator, Exponential(2), gm.grids.uniform(steps), *line.law(CONDOT, 0.0))
+    assert 0.3 * line.VARIANCE < variance < line.VARIANCE
+
+
 @pytest.mark.parametrize("schedule", [gm.schedules.Cosine(), gm.schedules.VP(), gm.schedules.EDM()], ids=repr)
 @pytest.mark.parametrize("name", ["memoryless", "endpoint-safe", "hybrid", "weighted"])
 def test_on_other_schedules_too(name: str, schedule: gm.Schedule) -> None:

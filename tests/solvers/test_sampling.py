@@ -102,8 +102,15 @@ def test_dtype_of_states() -> None:
 @pytest.mark.parametrize("solver", [None, Euler(), Heun(), Exponential(1)], ids=repr)
 @pytest.mark.parametrize("kind", ["Data", "Velocity", "Noise"])
 def test_a_network_under_autocast_moves_states_of_full_precision(kind: str, solver: Solver | None) -> None:
-    """Also in a last step that is nothing but the network's output."""
-    generator = flow(kind)
+    """Also in a last step that is nothing but the network's output, which comes in bfloat16."""
+
+    class Product(Small):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            output = self.layer(x)
+            assert output.dtype == (torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32)
+            return output
+
+    generator = gm.Flow(getattr(gm.predict, kind)(Product(), PATH))
     full = gm.sample(generator, (16, 2), steps=8, seed=0, solver=solver)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = gm.sample(generator, (16, 2), steps=8, seed=0, solver=solver)
@@ -392,13 +399,33 @@ def test_the_exponential_solver_names_what_is_not_semilinear() -> None:
         (one + Swirl(model), "Swirl is not semilinear"),
         (one + Hiss(model), "Hiss has a variance and is no gm.Langevin"),
         (0.5 * one + 0.5 * other, "it reads 2 networks"),
-        (chain(), "CTMC is not semilinear"),
         (gm.Flow(gm.predict.Velocity(Small(), gm.GaussianPath(noise=0.1))), "noise is added to the state"),
     ):
         refused(ValueError, rf"Exponential needs .*but .*{why}.*{serve}", generator, (4, 2), solver=Exponential())
         for solver in (DDIM(), DDPM()):
             refused(ValueError, why, generator, (4, 2), solver=solver)
         assert gm.sample(generator, (4, 2), steps=3, seed=0).shape == (4, 2)  # the default takes another solver
+    jumps = r"but CTMC is not semilinear. Use gm.solvers.Euler\(\), which moves rates"
+    refused(ValueError, jumps, chain(), (4, 2), solver=Exponential())
+
+
+def test_a_subclass_with_a_triplet_of_its_own_is_not_taken_for_its_parent() -> None:
+    """Flow is semilinear; a flow whose drift somebody changed is what they made it, by the default solver too."""
+
+    class Pushed(gm.Flow):
+        def triplet(self, x, t, prediction):
+            return gm.Triplet(drift=prediction.velocity + 1.0)
+
+    class Named(gm.Flow):
+        """The same triplet under another name."""
+
+    generator = flow()
+    model = generator.models[0]
+    pushed = gm.sample(Pushed(model), (4, 2), steps=5, seed=0)
+    assert torch.equal(pushed, gm.sample(Pushed(model), (4, 2), steps=5, seed=0, solver=Euler()))
+    assert (pushed - gm.sample(generator, (4, 2), steps=5, seed=0)).abs().min() > 0.1
+    refused(ValueError, "Pushed is not semilinear", Pushed(model), (4, 2), solver=Exponential())
+    assert torch.equal(gm.sample(Named(model), (4, 2), seed=0), gm.sample(generator, (4, 2), seed=0))
 
 
 def test_noise_that_depends_on_the_state_is_for_end_point_free_methods_alone() -> None:
@@ -434,6 +461,9 @@ def test_infinite_noise_at_the_start_needs_the_exponential_solver(solver: Solver
         r"by start=0.01 say, or use gm.solvers.Exponential\(\), which is exact where the noise is infinite"
     )
     refused(ValueError, message, gm.Diffusion(flow().models[0]), (4, 2), solver=solver)
+    # A solver that would refuse the sum is not offered.
+    two = gm.Flow(flow().models[0]) + gm.Langevin(flow().models[0])
+    refused(ValueError, r"by start=0.01 say$", two, (4, 2), solver=solver)
     # The Noise network is blind there besides, and is not blamed for it.
     refused(ValueError, message, gm.Diffusion(flow("Noise").models[0]), (4, 2), solver=solver)
 
@@ -527,7 +557,6 @@ def test_bad_options(options: dict, error: type[Exception], message: str) -> Non
         (torch.zeros(4, 2, dtype=torch.bfloat16), TypeError, "states are float32 or float64, got torch.bfloat16"),
         (torch.zeros(4, 2, device="meta"), ValueError, "the states are on meta and the network's parameters on cpu"),
     ],
-    ids=str,
 )
 def test_bad_states(states, error: type[Exception], message: str) -> None:
     refused(error, message, flow(), states)

@@ -92,7 +92,7 @@ class _Semilinear(Solver):
         """Why a field is not semilinear; empty where it is."""
         operator = field.operator
         for _, generator in operator.terms:
-            if not generator.semilinear:
+            if not _declares_semilinear(generator):
                 return f"{type(generator).__name__} is not semilinear"
         if len(operator.models) != 1:
             return f"it reads {len(operator.models)} networks"
@@ -287,6 +287,14 @@ def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float)
     kept = t.alpha * s.sigma / (s.alpha * t.sigma)  # share of the old noise's direction; 0 from pure noise
     share = eta * torch.sqrt(1 - kept**2)
     return torch.sqrt(1 - share**2), s.sigma * share
+
+
+def _declares_semilinear(generator: Generator) -> bool:
+    """Whether the class that writes the triplet says so, or one derived of it: what a class above says is outdated."""
+    for kind in type(generator).__mro__:
+        if "semilinear" in vars(kind) or "triplet" in vars(kind):
+            return bool(vars(kind).get("semilinear", False))
+    return False
 
 
 def _has_variance(field: Field, generator: Generator) -> bool:

@@ -58,7 +58,7 @@ def exposure(field: Field, t: Instant, s: Instant) -> Tensor:
         if isinstance(diffusivity, Function):
             _refuse_negative(diffusivity, t)
         if callable(weight):
-            part = integrate(lambda times, w=weight, d=diffusivity: _rate(w, d, schedule, times), t.t, s.t)
+            part = integrate(lambda times, w=weight, d=diffusivity: _rate(w, d, schedule.at(times)), t.t, s.t)
         else:
             part = weight * diffusivity.exposure(schedule, t.t, s.t)
         # Where the step ends in the data the old noise has no weight, whatever G is.
@@ -99,7 +99,7 @@ def noisy_gain(field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
     inner = schedule.at(times)
     rate = torch.zeros_like(times)
     for weight, diffusivity in noise_terms(field):
-        rate = rate + _rate(weight, diffusivity, schedule, times)
+        rate = rate + _rate(weight, diffusivity, inner)
     left = half * (rate @ tails.T)
     ratio = inner.alpha / inner.sigma * (s.sigma / s.alpha)[:, None]  # 0 where the step ends in the data
     # d sin(theta) = cos(theta) d theta = sigma W / norm^3 dt
@@ -108,13 +108,12 @@ def noisy_gain(field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
     return torch.sin(torch.atan2(s.alpha, s.sigma)) * gain, (rate * weights * half).sum(1)
 
 
-def _rate(weight: Any, diffusivity: Diffusivity, schedule: Schedule, times: Tensor) -> Tensor:
-    """The weighted g^2 / (2 sigma^2) at ``times``; a weight is a host function of one time."""
-    instant = schedule.at(times)
+def _rate(weight: Any, diffusivity: Diffusivity, instant: Instant) -> Tensor:
+    """The weighted g^2 / (2 sigma^2) at many times; a weight is a host function of one time."""
+    t = instant.t
     if callable(weight):
-        weights = [weight(t) for t in times.flatten().tolist()]
-        weight = torch.tensor(weights, dtype=times.dtype).reshape(times.shape)
-    return weight * torch.as_tensor(diffusivity.per_sigma(instant), dtype=times.dtype) / (2 * instant.sigma)
+        weight = torch.tensor([weight(time) for time in t.flatten().tolist()], dtype=t.dtype).reshape(t.shape)
+    return weight * torch.as_tensor(diffusivity.per_sigma(instant), dtype=t.dtype) / (2 * instant.sigma)
 
 
 @cache
