@@ -183,7 +183,7 @@ VELOCITY = Velocity(Recorder(), gm.GaussianPath())
         (
             lambda: Reschedule(Reschedule(VELOCITY, gm.GaussianPath(Cosine())), gm.GaussianPath()),
             TypeError,
-            "only predictors on Gaussian paths can be rescheduled, got Reschedule",
+            "own predictor on a Gaussian path can be rescheduled, got Reschedule: reschedule the model inside",
         ),
         (
             lambda: Reschedule(VELOCITY, gm.GaussianPath(noise=0.1)),

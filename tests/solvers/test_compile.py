@@ -130,10 +130,11 @@ def test_so_does_a_step_of_every_predictor(kind: str, solver: Solver) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "solver"), [("memoryless", Exponential(2)), ("flow", Heun())], ids=str)
 def test_the_default_compiler_agrees(what: str, solver: Solver) -> None:
+    # Three steps: this compiler makes constants of some numbers of the plan, and compiles anew for each step.
     torch._dynamo.reset()
     x = states(what)
     field = Field(build(what), x)
-    plan = solver.plan(field, gm.grids.uniform(STEPS, 0.05, 1.0))
+    plan = solver.plan(field, gm.grids.uniform(STEPS, 0.05, 1.0))[:3]
     fast = march(torch.compile(solver.step, fullgraph=True), solver, field, plan, x)
     torch.testing.assert_close(fast, march(solver.step, solver, field, plan, x), rtol=1e-4, atol=1e-5)
 

@@ -149,7 +149,8 @@ class Affine(Predictor):
     path
         The path it is trained on.
     time
-        What the network is fed for t: a function of the instant (:mod:`genmatch.predict.clocks`).
+        What the network is fed for t: a function of the instant (:mod:`genmatch.predict.clocks`). By default t itself;
+        on a DDPM schedule the step 0 .. T - 1, for which the networks of :mod:`genmatch.nn` take ``time_scale=1``.
     divergence
         What it is trained with; squared error by default.
     """

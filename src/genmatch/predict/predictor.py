@@ -101,7 +101,9 @@ def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> T
     if isinstance(time, Tensor):
         time = time.to(x.device, dtype).reshape(-1).expand(len(x))
     else:
-        time = x.new_full((len(x),), time, dtype=dtype)
+        # A compiled graph takes the number as an input in a product, and would be compiled anew for each in a fill.
+        compiling = torch.compiler.is_compiling()
+        time = x.new_ones((len(x),), dtype=dtype) * time if compiling else x.new_full((len(x),), time, dtype=dtype)
     output = network(x, time, **condition) if condition else network(x, time)
     if not isinstance(output, Tensor):
         raise TypeError(
