@@ -34,7 +34,7 @@ _MODULES = (
 _NAMES = {
     "Draws": "random",
     "Triplet": "triplet",
-    "Rates": "triplet",
+    "Rates": "rates",
     "Schedule": "schedules",
     "Space": "spaces",
     "Path": "paths",
@@ -120,11 +120,12 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from .paths import GaussianPath, MixturePath, Path
     from .predict import Predictor
     from .random import Draws
+    from .rates import Rates
     from .sampling import sample
     from .schedules import Schedule
     from .solvers import Solver
     from .spaces import Space
-    from .triplet import Rates, Triplet
+    from .triplet import Triplet
 
 
 def __getattr__(name: str):

@@ -11,81 +11,17 @@ is why the second part is a variance and never a standard deviation, and the thi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .rates import Rates
 from .schedules import Number
 
-__all__ = ["Jump", "Rates", "Triplet"]
-
-
-class Jump(NamedTuple):
-    """One factored term of :class:`Rates`: how often, and where to."""
-
-    total: Number  # (B, *S): jumps per unit of time at each position, >= 0
-    logits: Tensor  # (B, *S, K): where to, unnormalised log-probabilities over K values
-
-
-class Rates:
-    r"""Jump rates of every position of a token state, as a sum of factored terms.
-
-    .. math:: Q(y_i; x) = \sum_k \lambda^k_i(x)\,\mathrm{softmax}(\ell^k_i(x))_{y_i}
-
-    A term is a pair of a total rate ``(B, *S)`` and logits ``(B, *S, K)``; a table of B x S x K rates is made only when
-    asked for. Jumps of a position to its own value are kept: they are no-ops, and dropping them would make the rates
-    depend on the state through more than the network.
-
-    Parameters
-    ----------
-    terms
-        :class:`Jump` pairs.
-    """
-
-    __slots__ = ("terms",)
-
-    def __init__(self, *terms: Jump) -> None:
-        self.terms = tuple(Jump(*term) for term in terms)
-
-    def __add__(self, other: Rates) -> Rates:
-        terms = list(self.terms)
-        for term in other.terms:
-            same = next((i for i, known in enumerate(terms) if known.logits is term.logits), None)
-            if same is None:
-                terms.append(term)
-            else:
-                terms[same] = Jump(terms[same].total + term.total, term.logits)
-        return Rates(*terms)
-
-    def __mul__(self, weight: Number) -> Rates:
-        return Rates(*(Jump(term.total * weight, term.logits) for term in self.terms))
-
-    __rmul__ = __mul__
-
-    def total(self) -> Tensor:
-        """Jumps per unit of time at each position, ``(B, *S)``, self-jumps included."""
-        return sum(term.total for term in self.terms)  # type: ignore[return-value]
-
-    def table(self) -> Tensor:
-        """Every rate, ``(B, *S, K)``: memory B x S x K; for tests and small vocabularies."""
-        return sum(_column(term.total) * term.logits.softmax(-1) for term in self.terms)  # type: ignore[return-value]
-
-    def land(self, term_uniform: Tensor, where_uniform: Tensor) -> Tensor:
-        """Where a jump lands, int64 ``(B, *S)``, by inverting the distribution functions of term and value.
-
-        Two uniforms ``(B, *S)``: one has too few values in float32 to choose among many thousand tokens.
-        """
-        if len(self.terms) == 1:
-            return _invert(self.terms[0].logits, where_uniform)
-        # Clamped, as an infinite rate (the last step of a mixture path) has no share.
-        totals = torch.stack([torch.as_tensor(t.total).expand_as(where_uniform) for t in self.terms]).clamp(max=1e30)
-        edges = totals.cumsum(0)
-        chosen = (term_uniform * edges[-1] >= edges).sum(0).clamp(max=len(self.terms) - 1)
-        landings = torch.stack([_invert(t.logits, where_uniform) for t in self.terms])
-        return landings.gather(0, chosen[None])[0]
+__all__ = ["Triplet", "Triplets", "second_order"]
 
 
 @dataclass(slots=True, eq=False)
@@ -125,22 +61,58 @@ class Triplet:
         """The names of the parts that are there: of ``drift``, ``variance``, ``rates``."""
         return frozenset(name for name in ("drift", "variance", "rates") if getattr(self, name) is not None)
 
-    def apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def apply(self, function: Callable[[Tensor], Tensor], x: Tensor, space: Any = None) -> Tensor:
         r"""The definition: :math:`(L f)(x)`, shape ``(B,)``.
 
         ``function`` maps ``(B, *S)`` to ``(B,)``, each sample on its own and, for drift and variance, twice
         differentiable. Derivatives are exact (forward mode); the cost is one pass per coordinate, so this is for tests
-        and for checks of the forward equation, not for sampling.
+        and for checks of the forward equation, not for sampling. On a manifold pass its ``space``: the second-order
+        part is then the Laplace-Beltrami operator.
         """
         value = torch.zeros(x.shape[0], dtype=x.dtype if x.is_floating_point() else torch.get_default_dtype())
         value = value.to(x.device)
         if self.drift is not None:
             value = value + torch.func.jvp(function, (x,), (self.drift.to(x.dtype),))[1]
         if self.variance is not None:
-            value = value + _second_order(function, x, torch.as_tensor(self.variance, dtype=x.dtype))
+            second = second_order if space is None else space.second_order
+            value = value + second(function, x, torch.as_tensor(self.variance, dtype=x.dtype, device=x.device))
         if self.rates is not None:
-            value = value + _jump_part(function, x, self.rates)
+            value = value + self.rates.gain(function, x)
         return value
+
+
+class Triplets(dict[str, Triplet]):
+    """A generator's value on a product: one :class:`Triplet` for each factor of the state, by name.
+
+    Sums and multiples are taken factor by factor; a factor that is missing does not move.
+    """
+
+    def __add__(self, other: Triplets) -> Triplets:
+        if not isinstance(other, Triplets):
+            return NotImplemented
+        total = Triplets(self)
+        for name, triplet in other.items():
+            total[name] = total[name] + triplet if name in total else triplet
+        return total
+
+    def __mul__(self, weight: Number) -> Triplets:
+        return Triplets({name: triplet * weight for name, triplet in self.items()})
+
+    __rmul__ = __mul__
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts that any factor has."""
+        return frozenset().union(*(triplet.parts for triplet in self.values()))
+
+    def apply(self, function: Callable[[Any], Tensor], x: Mapping[str, Tensor], space: Any = None) -> Tensor:
+        """The definition, ``(B,)``: each factor's part on the function of that factor, the others as they are."""
+        spaces = {} if space is None else space.factors
+        parts = [
+            triplet.apply(lambda y, name=name: function({**x, name: y}), x[name], spaces.get(name))
+            for name, triplet in self.items()
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def _add(a, b):
@@ -149,20 +121,7 @@ def _add(a, b):
     return a if b is None else a + b
 
 
-def _column(total: Number) -> Number:
-    return total[..., None] if isinstance(total, Tensor) and total.ndim else total
-
-
-def _invert(logits: Tensor, uniform: Tensor) -> Tensor:
-    # float32 at least: half precision cannot hold a distribution function over a vocabulary.
-    edges = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).cumsum(-1)
-    last = edges[..., -1:]
-    # Strictly below the last edge, so that rounding never lands on a value of probability zero.
-    level = torch.minimum(uniform[..., None].to(edges.dtype) * last, torch.nextafter(last, torch.zeros_like(last)))
-    return torch.searchsorted(edges, level, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _second_order(function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+def second_order(function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
     """1/2 sum_i variance_i d^2 f / dx_i^2, by two nested forward passes along each coordinate.
 
     Linear in the variance, negative ones included: a difference of generators has one.
@@ -176,16 +135,3 @@ def _second_order(function: Callable[[Tensor], Tensor], x: Tensor, variance: Ten
         return second * (direction * variance).flatten(1).sum(1)
 
     return 0.5 * torch.stack([along(e) for e in basis]).sum(0)
-
-
-def _jump_part(function: Callable[[Tensor], Tensor], x: Tensor, rates: Rates) -> Tensor:
-    table = rates.table()
-    here = function(x)
-    value = torch.zeros_like(here)
-    for position in range(x[0].numel()):
-        for token in range(table.shape[-1]):
-            landed = x.flatten(1).clone()
-            landed[:, position] = token
-            rate = table.flatten(1, -2)[:, position, token]
-            value = value + rate * (function(landed.reshape(x.shape)) - here)
-    return value

@@ -10,8 +10,9 @@ from closed_forms import F64, fits
 from scipy import stats
 
 from genmatch.random import Draws
+from genmatch.rates import Rates
 from genmatch.spaces import Euclidean, Tokens
-from genmatch.triplet import Jump, Rates, Triplet
+from genmatch.triplet import Triplet
 
 RARE = 1e-4
 PLANE = Euclidean()
@@ -114,7 +115,7 @@ def certain(token: int, *shape: int) -> torch.Tensor:
 def test_the_probability_of_a_jump(rate: float, h: float):
     n = 20_000
     x = torch.zeros(n, 2, dtype=torch.int64)
-    y = WORDS.move(x, Triplet(rates=Rates(Jump(torch.full((n, 2), rate), certain(3, n, 2)))), h, Draws(5, n))
+    y = WORDS.move(x, Triplet(rates=Rates((torch.full((n, 2), rate), certain(3, n, 2)))), h, Draws(5, n))
     jumped = int((y == 3).sum())
     assert int((y == 0).sum()) + jumped == 2 * n
     assert stats.binomtest(jumped, 2 * n, 1 - math.exp(-h * rate)).pvalue > RARE
@@ -128,7 +129,7 @@ def test_the_law_of_a_move():
     logits = torch.tensor([[0.5, -0.3, 1.0, 0.0], [0.0, 2.0, -1.0, 0.3]])
     totals = [0.9, 0.4]
     x = torch.ones(n, dtype=torch.int64)
-    rates = Rates(*(Jump(torch.full((n,), r), v.expand(n, 4)) for r, v in zip(totals, logits, strict=True)))
+    rates = Rates(*((torch.full((n,), r), v.expand(n, 4)) for r, v in zip(totals, logits, strict=True)))
     y = WORDS.move(x, Triplet(rates=rates), h, Draws(6, n))
     where = (0.9 * logits[0].softmax(-1) + 0.4 * logits[1].softmax(-1)).double() / 1.3
     expected = (1 - math.exp(-1.3 * h)) * where
@@ -147,7 +148,7 @@ def test_whether_and_where_are_independent():
     # One uniform for both would make those that jump land low: whether < chance.
     n = 40_000
     x = torch.full((n,), 4)
-    rates = Rates(Jump(torch.full((n,), 0.2), torch.zeros(n, 4)))
+    rates = Rates((torch.full((n,), 0.2), torch.zeros(n, 4)))
     y = Tokens(4, (4,)).move(x, Triplet(rates=rates), 1.0, Draws(7, n))
     counts = torch.bincount(y[y < 4], minlength=4)
     assert int(counts.sum()) > 5_000
@@ -157,7 +158,7 @@ def test_whether_and_where_are_independent():
 def test_infinite_and_zero_rates():
     x = torch.zeros(1_000, 3, dtype=torch.int32)
     rates = torch.tensor([math.inf, 0.0, 1e30]).expand(1_000, 3)
-    y = WORDS.move(x, Triplet(rates=Rates(Jump(rates, certain(2, 1_000, 3)))), 0.1, Draws(8, 1_000))
+    y = WORDS.move(x, Triplet(rates=Rates((rates, certain(2, 1_000, 3)))), 0.1, Draws(8, 1_000))
     assert y.dtype == x.dtype
     assert bool((y == torch.tensor([2, 0, 2])).all())
     assert WORDS.move(x, Triplet(), 0.1, Draws(8, 1_000)) is x
@@ -166,10 +167,10 @@ def test_infinite_and_zero_rates():
 def test_moves_do_not_depend_on_the_batch():
     x = Draws(1, 64).integers((64, 5), 4)
     rates, logits = Draws(2, 64).uniform((64, 5)), Draws(3, 64).normal((64, 5, 4))
-    whole = WORDS.move(x, Triplet(rates=Rates(Jump(rates, logits))), 0.9, Draws(4, 64))
+    whole = WORDS.move(x, Triplet(rates=Rates((rates, logits))), 0.9, Draws(4, 64))
     for first in range(0, 64, 7):
         rows = slice(first, min(first + 7, 64))
-        part = Triplet(rates=Rates(Jump(rates[rows], logits[rows])))
+        part = Triplet(rates=Rates((rates[rows], logits[rows])))
         draws = Draws(4, rows.stop - first, first_index=first)
         assert torch.equal(WORDS.move(x[rows], part, 0.9, draws), whole[rows])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genmatch.random import Draws
-from genmatch.triplet import Jump, Rates, Triplet
+from genmatch.rates import WHERE, WHETHER, Categorical, Rates
+from genmatch.triplet import Triplet
 
 
 def points(batch: int = 4) -> torch.Tensor:
@@ -58,7 +61,7 @@ def test_states_of_any_shape():
 
 def token_rates(seed: int, tokens: int = 3, shape: tuple[int, ...] = (4, 2)) -> Rates:
     draws = Draws(seed, shape[0])
-    return Rates(Jump(1 + draws.uniform(shape, F64), draws.fork(1).normal((*shape, tokens), F64)))
+    return Rates((1 + draws.uniform(shape, F64), draws.fork(1).normal((*shape, tokens), F64)))
 
 
 def test_jumps_one_by_one():
@@ -74,7 +77,7 @@ def test_jumps_one_by_one():
     for b in range(4):
         total = 0.0
         for i in range(2):
-            odds = [math.exp(float(value)) for value in term.logits[b, i]]
+            odds = [math.exp(float(value)) for value in term.where.logits[b, i]]
             for token in range(3):
                 landed = x.clone()
                 landed[b, i] = token
@@ -143,38 +146,61 @@ def test_a_standard_deviation_is_not_linear():
 def test_table_and_total():
     first, second = token_rates(0), token_rates(5)
     table = (first + 2.0 * second).table()
-    expected = first.terms[0].total[..., None] * first.terms[0].logits.softmax(-1)
-    expected = expected + 2 * second.terms[0].total[..., None] * second.terms[0].logits.softmax(-1)
+    expected = first.terms[0].total[..., None] * first.terms[0].where.logits.softmax(-1)
+    expected = expected + 2 * second.terms[0].total[..., None] * second.terms[0].where.logits.softmax(-1)
     torch.testing.assert_close(table, expected)
     torch.testing.assert_close((first + 2.0 * second).total(), expected.sum(-1))
 
 
 def test_terms_with_the_same_logits_merge():
     logits = torch.randn(4, 2, 3)
-    summed = Rates(Jump(torch.ones(4, 2), logits)) + Rates(Jump(2 * torch.ones(4, 2), logits))
+    summed = Rates((torch.ones(4, 2), logits)) + Rates((2 * torch.ones(4, 2), logits))
     assert len(summed.terms) == 1
     assert torch.equal(summed.terms[0].total, 3 * torch.ones(4, 2))
-    assert summed.terms[0].logits is logits
-    assert len((summed + Rates(Jump(torch.ones(4, 2), logits.clone()))).terms) == 2
-    assert Rates((1.0, logits)).terms[0] == Jump(1.0, logits)  # host totals, plain pairs
+    assert summed.terms[0].where.logits is logits
+    assert len((summed + Rates((torch.ones(4, 2), logits.clone()))).terms) == 2
+    plain = Rates((1.0, logits)).terms[0]  # host totals, plain pairs
+    assert plain.total == 1.0
+    assert isinstance(plain.where, Categorical)
+    assert plain.where.logits is logits
+
+
+class Given:
+    """Draws with given uniforms: the first for whether and which term, the second for where."""
+
+    def __init__(self, *numbers: torch.Tensor) -> None:
+        self.numbers = dict(zip((WHETHER, WHERE), numbers, strict=True))
+
+    def fork(self, stream: int):
+        return SimpleNamespace(uniform=lambda shape: self.numbers[stream])
+
+
+def land(rates: Rates, term: torch.Tensor, where: torch.Tensor, *, dense: bool) -> torch.Tensor:
+    """Where each position lands when all jump, by drawing the rows that jump or all of them."""
+    x = torch.full(term.shape, -1.0, requires_grad=dense)
+    return rates.leap(x, 1e12, cast(Draws, Given(term, where))).detach().long()
+
+
+@pytest.fixture(params=[True, False], ids=["dense", "sparse"])
+def dense(request) -> bool:
+    return request.param
 
 
 def grid_uniforms(count: int) -> torch.Tensor:
     return (torch.arange(count) + 0.5) / count
 
 
-def test_landing_follows_the_logits():
+def test_landing_follows_the_logits(dense: bool):
     # On a grid of uniforms the counts are right to one: nothing random about it.
     count, logits = 10_000, torch.tensor([0.3, -1.0, 2.0, 0.0, -0.5])
-    rates = Rates(Jump(torch.ones(count), logits.expand(count, 5)))
-    landed = rates.land(torch.rand(count), grid_uniforms(count))
-    assert landed.dtype == torch.int64
+    rates = Rates((torch.ones(count), logits.expand(count, 5)))
+    landed = land(rates, torch.rand(count), grid_uniforms(count), dense=dense)
     counts = torch.bincount(landed, minlength=5)
     assert float((counts - count * logits.softmax(-1)).abs().max()) <= 1.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_no_landing_on_probability_zero(dtype: torch.dtype):
+def test_no_landing_on_probability_zero(dtype: torch.dtype, dense: bool):
     minus = -math.inf
     for logits in ([minus, 0, 1, minus, 2, minus], [0, minus, minus], [minus, minus, 3.0], [0, minus, 200.0, minus]):
         allowed = {i for i, v in enumerate(logits) if v > minus}
@@ -183,42 +209,47 @@ def test_no_landing_on_probability_zero(dtype: torch.dtype):
             [0.0, 2.0**-24, 0.5, *Draws(0, 1).uniform((1, 500))[0], 1 - 2.0**-24, 1 - 2.0**-32], dtype=F64
         )
         table = torch.tensor(logits, dtype=dtype).expand(len(edge), len(logits))
-        landed = Rates(Jump(torch.ones(len(edge)), table)).land(torch.zeros(len(edge)), edge)
+        landed = land(Rates((torch.ones(len(edge)), table)), torch.zeros(len(edge)), edge, dense=dense)
         assert set(landed.tolist()) <= allowed
 
 
-def test_half_precision_logits_keep_their_law():
+def test_half_precision_logits_keep_their_law(dense: bool):
     # A distribution function over 1,000 values summed in bfloat16 would stop growing half way.
     count, size = 4_000, 1_000
     logits = torch.zeros(size, dtype=torch.bfloat16)
-    landed = Rates(Jump(torch.ones(count), logits.expand(count, size))).land(torch.zeros(count), grid_uniforms(count))
+    landed = land(
+        Rates((torch.ones(count), logits.expand(count, size))),
+        torch.zeros(count),
+        grid_uniforms(count),
+        dense=dense,
+    )
     assert int(torch.bincount(landed, minlength=size).max()) <= 6
 
 
-def test_several_terms_are_chosen_by_their_totals():
+def test_several_terms_are_chosen_by_their_totals(dense: bool):
     count = 40_000
     draws = Draws(3, count)
     totals = [0.5, 0.0, 2.0, 1.5]
     logits = Draws(9, 4).normal((4, 3))
-    rates = Rates(*(Jump(torch.full((count,), r), v.expand(count, 3)) for r, v in zip(totals, logits, strict=True)))
-    landed = rates.land(draws.fork(1).uniform((count,)), draws.fork(2).uniform((count,)))
+    rates = Rates(*((torch.full((count,), r), v.expand(count, 3)) for r, v in zip(totals, logits, strict=True)))
+    landed = land(rates, draws.fork(1).uniform((count,)), draws.fork(2).uniform((count,)), dense=dense)
     counts = torch.bincount(landed, minlength=3)
     assert fits(counts, sum(r * v.softmax(-1) for r, v in zip(totals, logits, strict=True)))
     assert not fits(counts, sum(v.softmax(-1) for v in logits))  # terms chosen alike, whatever their totals
 
 
-def test_a_term_of_rate_zero_is_never_chosen():
+def test_a_term_of_rate_zero_is_never_chosen(dense: bool):
     edge = torch.tensor([0.0, 2.0**-24, 0.3, 1 - 2.0**-24])
     one, other = torch.tensor([0.0, -math.inf]).expand(4, 2), torch.tensor([-math.inf, 0.0]).expand(4, 2)
     for totals, expected in (((0.0, 1.0), 1), ((1.0, 0.0), 0), ((1.1, 0.0), 0)):
-        rates = Rates(*(Jump(torch.full((4,), t), v) for t, v in zip(totals, (one, other), strict=True)))
-        assert rates.land(edge, edge).tolist() == [expected] * 4
+        rates = Rates(*((torch.full((4,), t), v) for t, v in zip(totals, (one, other), strict=True)))
+        assert land(rates, edge, edge, dense=dense).tolist() == [expected] * 4
 
 
-def test_an_infinite_rate_takes_all():
+def test_an_infinite_rate_takes_all(dense: bool):
     one, other = torch.tensor([0.0, -math.inf]).expand(4, 2), torch.tensor([-math.inf, 0.0]).expand(4, 2)
     u = torch.tensor([0.0, 0.2, 0.9, 1 - 2.0**-24])
-    certain = Rates(Jump(torch.full((4,), math.inf), one), Jump(torch.ones(4), other))
-    assert certain.land(u, u).tolist() == [0, 0, 0, 0]
-    both = Rates(Jump(torch.full((4,), math.inf), one), Jump(torch.full((4,), math.inf), other))
-    assert both.land(u, u).tolist() == [0, 0, 1, 1]  # two infinite rates share alike
+    certain = Rates((torch.full((4,), math.inf), one), (torch.ones(4), other))
+    assert land(certain, u, u, dense=dense).tolist() == [0, 0, 0, 0]
+    both = Rates((torch.full((4,), math.inf), one), (torch.full((4,), math.inf), other))
+    assert land(both, u, u, dense=dense).tolist() == [0, 0, 1, 1]  # two infinite rates share alike

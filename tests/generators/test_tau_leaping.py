@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 import genmatch as gm
+from genmatch.rates import WHERE, WHETHER
 from genmatch.solvers import Euler, Field
-from genmatch.spaces.space import WHERE, WHETHER
 from token_worlds import VOCABULARY, TokenWorld, enumerate_states, total_variation
 
 EIGHTHS = torch.tensor([[1, 5, 2], [4, 1, 3], [2, 2, 4], [3, 4, 1]], dtype=torch.float64) / 8
@@ -137,7 +137,7 @@ def transition(world: TokenWorld, field: Field, plan) -> Tensor:
     (term,) = triplet.rates.terms
     chance = -torch.expm1(-plan.h * term.total.double())
     values = 3 if world.path.mask is None else 4
-    landing = nn.functional.pad(term.logits.softmax(-1).double(), (0, values - VOCABULARY))
+    landing = nn.functional.pad(term.where.logits.softmax(-1).double(), (0, values - VOCABULARY))
     stay = nn.functional.one_hot(world.states, values).double()
     law = (1 - chance)[..., None] * stay + chance[..., None] * landing
     return (law[:, 0, :, None] * law[:, 1, None, :]).flatten(1)

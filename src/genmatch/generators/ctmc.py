@@ -8,8 +8,9 @@ from torch import Tensor
 from ..paths import MixturePath
 from ..predict import Predictor
 from ..predict.tokens import TokenPrediction
+from ..rates import Categorical, Rates, Term
 from ..schedules import Number
-from ..triplet import Jump, Rates, Triplet
+from ..triplet import Triplet
 from .operator import Generator
 
 __all__ = ["CTMC"]
@@ -47,4 +48,4 @@ class CTMC(Generator):
         # float32 at least, whatever the logits are: half precision would round the chance of a jump.
         dtype = torch.promote_types(logits.dtype, torch.float32)
         total = torch.ones(x.shape, dtype=dtype, device=x.device) if movable is None else movable.to(dtype)
-        return Triplet(rates=Rates(Jump(total * hazard, logits)))
+        return Triplet(rates=Rates(Term(total * hazard, Categorical(logits))))

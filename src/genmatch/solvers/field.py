@@ -14,7 +14,7 @@ from ..generators import Operator, OperatorInstant
 from ..predict.predictor import Condition
 from ..schedules import Schedule
 from ..spaces import Space
-from ..triplet import Jump, Rates, Triplet
+from ..triplet import Triplet
 
 __all__ = ["Field"]
 
@@ -64,8 +64,7 @@ class Field:
         triplet = operator.read(x, instant, operator.predict(x, instant, self.condition))
         if self.fixed is None or triplet.rates is None:
             return triplet
-        terms = [Jump(torch.where(self.fixed, 0, term.total), term.logits) for term in triplet.rates.terms]
-        return Triplet(triplet.drift, triplet.variance, Rates(*terms))
+        return Triplet(triplet.drift, triplet.variance, triplet.rates.keep(~self.fixed))
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
         """The output of the only network, in the state's dtype: under autocast it may come in less."""

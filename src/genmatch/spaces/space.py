@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +16,27 @@ from torch import Tensor
 
 from ..random import Draws
 from ..schedules import Number
-from ..triplet import Triplet
+from ..triplet import Triplet, second_order
 
 __all__ = ["Euclidean", "Space", "Tokens"]
 
-# Streams of a step's draws; a solver that needs more takes numbers from 16 on.
-BROWNIAN, WHETHER, WHERE = 1, 2, 3
+# Stream of a step's draws, beside those of genmatch.rates; a solver that needs more takes numbers from 16 on.
+BROWNIAN = 1
 
 
 class Space(ABC):
-    """Where a state ``(B, *S)`` lives."""
+    """Where a state ``(B, *S)`` lives.
 
-    parts: frozenset[str]  # which parts of a triplet can move a state here
+    Attributes
+    ----------
+    parts
+        Which parts of a triplet can move a state here.
+    discrete
+        Whether states are integers.
+    """
+
+    parts: frozenset[str]
+    discrete: bool = False
 
     @abstractmethod
     def check(self, x: Tensor) -> None:
@@ -43,12 +53,16 @@ class Space(ABC):
         ``noise`` is what :meth:`brownian` gave; it is drawn here if it is missing and needed.
         """
 
+    @abstractmethod
+    def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+        r"""The second-order part of a generator, :math:`\tfrac12\Sigma\cdot\nabla^2 f` at ``x``, ``(B,)``."""
+
 
 @dataclass(frozen=True)
 class Euclidean(Space):
-    r"""R^d, any shape: :math:`x + h\,b + \sqrt{h\,\Sigma}\,z`."""
+    r"""R^d, any shape: :math:`x + h\,b + \sqrt{h\,\Sigma}\,z`, then jumps."""
 
-    parts = frozenset({"drift", "variance"})
+    parts = frozenset({"drift", "variance", "rates"})
 
     def check(self, x: Tensor) -> None:
         if not x.is_floating_point():
@@ -80,7 +94,10 @@ class Euclidean(Space):
                 raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
             z = self.brownian(x, draws) if noise is None else noise
             x = x + (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)) * z
-        return x
+        return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
+
+    def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+        return second_order(function, x, variance)
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,7 @@ class Tokens(Space):
     vocabulary: int
     extras: tuple[int, ...] = ()
     parts = frozenset({"rates"})
+    discrete = True
 
     def check(self, x: Tensor) -> None:
         if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
@@ -117,12 +135,7 @@ class Tokens(Space):
         raise TypeError("tokens have no Brownian noise: they move by rates alone")
 
     def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
-        rates = triplet.rates
-        if rates is None:
-            return x
-        chance = -torch.expm1(-h * torch.as_tensor(rates.total(), device=x.device))
-        whether = draws.fork(WHETHER).uniform(x.shape)
-        where = draws.fork(WHERE).uniform(x.shape)
-        # Given a jump, whether / chance is again uniform: it chooses the term.
-        landing = rates.land(whether / chance, where)
-        return torch.where(whether < chance, landing.to(x.dtype), x)
+        return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
+
+    def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+        raise TypeError("tokens have no Brownian noise: they move by rates alone")
