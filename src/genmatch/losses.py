@@ -105,7 +105,7 @@ def matching_loss(
     if fixed is not None:
         x = torch.where(_check_fixed(fixed, x1), x1, x)
     native = model.native(x, instant, condition)
-    loss = model.divergence(model.target(x0, x1, instant), native)
+    loss = model.error(native, x, x0, x1, instant)
     if loss.shape != x1.shape:
         raise ValueError(
             f"{model.divergence!r} returned shape {tuple(loss.shape)}, one value for each position is needed, "

@@ -23,7 +23,6 @@ __all__ = ["default_solver", "sample"]
 
 STEPS = 50
 TOKEN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
-NOISY = 0.05  # alpha / sigma, or kappa, up to which the source stands for the path
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
 
 
@@ -215,18 +214,9 @@ def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:
     """Raise or warn unless a sample of the source, scaled, is near enough a sample of p_t at the start."""
     if falls:
         raise ValueError("from data to noise the states at the start are data: pass them instead of a shape")
-    if isinstance(path, GaussianPath):
-        pure, mix = instant.alpha <= NOISY * instant.sigma, "alpha_t * x1 + sigma_t * noise"
-        numbers = f"alpha = {instant.alpha:.3g} and sigma = {instant.sigma:.3g}"
-    else:
-        pure, mix = instant.kappa <= NOISY, "each token data with probability kappa_t"
-        numbers = f"kappa = {instant.kappa:.3g}"
-    if pure:
+    why = path.why_not_noise(instant)
+    if not why:
         return
-    why = (
-        f"{path!r} is not noise at t = {instant.t:g}, where {numbers}: pass states drawn from its p_t, {mix}, "
-        "instead of a shape"
-    )
     if told and instant.t > 0:
         raise ValueError(why)
     warnings.warn(why, UserWarning, stacklevel=4)

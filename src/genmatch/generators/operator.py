@@ -24,7 +24,7 @@ from ..schedules import Number
 from ..triplet import Triplet
 from .registration import Own, keep_once
 
-__all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight"]
+__all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight", "check_reading"]
 
 Weight = float | Callable[[float], float]
 
@@ -209,6 +209,15 @@ class Generator(Operator):
     @abstractmethod
     def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
         """The value at ``x`` ``(B, *S)``; the schedule's numbers at ``t`` are in ``prediction.instant``."""
+
+
+def check_reading(generator: Generator, model: Predictor, reading: str) -> None:
+    """Raise unless a prediction of the model can be asked for ``reading``: "velocity", "score", "rates" ..."""
+    if reading not in model.readings:
+        raise TypeError(
+            f"{type(generator).__name__} needs a model with a {reading}; a {type(model).__name__} on {model.path!r} "
+            f"has {', '.join(sorted(model.readings)) or 'none'}"
+        )
 
 
 class Superposition(Operator):

@@ -11,7 +11,7 @@ from ..couplings import Coupling, Independent
 from ..random import Draws
 from ..schedules import CondOT, Instant, Schedule, check_positive
 from ..spaces import Euclidean
-from .path import Path
+from .path import NOISY, Path
 from .sources import Empirical, Normal, Source, check_ends
 
 __all__ = ["GaussianPath"]
@@ -94,6 +94,15 @@ class GaussianPath(Path):
         """
         scale = (torch.as_tensor(instant.alpha**2 + instant.sigma**2)).sqrt()
         return x0 if bool(scale == 1) else x0 * scale
+
+    def why_not_noise(self, instant: Instant) -> str:
+        r"""Unless :math:`\alpha_t \ll \sigma_t`."""
+        if instant.alpha <= NOISY * instant.sigma:
+            return ""
+        return (
+            f"{self!r} is not noise at t = {instant.t:g}, where alpha = {instant.alpha:.3g} and sigma = "
+            f"{instant.sigma:.3g}: pass states drawn from its p_t, alpha_t * x1 + sigma_t * noise, instead of a shape"
+        )
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), self.schedule, self.source, self.coupling, self.noise)

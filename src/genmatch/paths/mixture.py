@@ -20,7 +20,7 @@ from ..couplings import Coupling, Independent
 from ..random import Draws
 from ..schedules import CondOT, Number, Schedule, along_batch
 from ..spaces import Tokens
-from .path import Path
+from .path import NOISY, Path
 from .sources import Masked, Source, UniformTokens, check_ends
 
 __all__ = ["MixtureInstant", "MixturePath"]
@@ -126,6 +126,15 @@ class MixturePath(Path):
     def prior(self, x0: Tensor, instant: MixtureInstant) -> Tensor:
         """The source itself."""
         return x0
+
+    def why_not_noise(self, instant: MixtureInstant) -> str:
+        r"""Unless :math:`\kappa_t` is small."""
+        if instant.kappa <= NOISY:
+            return ""
+        return (
+            f"{self!r} is not noise at t = {instant.t:g}, where kappa = {instant.kappa:.3g}: pass states drawn from its "
+            "p_t, each token data with probability kappa_t, instead of a shape"
+        )
 
     def movable(self, x: Tensor) -> Tensor | None:
         """Where the process may still jump, bool ``(B, *S)``: masked positions of a masked path, never padding.

@@ -14,9 +14,10 @@ from ..random import Draws
 from ..spaces import Space
 from .sources import Source
 
-__all__ = ["Path", "check_pair", "read_time"]
+__all__ = ["NOISY", "Path", "check_pair", "read_time"]
 
 SOURCE, PAIRING, BETWEEN = 4, 5, 6  # streams of a path's draws
+NOISY = 0.05  # alpha / sigma, or kappa, up to which the source stands for the path
 
 
 class Path(ABC):
@@ -44,6 +45,10 @@ class Path(ABC):
     @abstractmethod
     def prior(self, x0: Tensor, instant: Any) -> Tensor:
         """The state that a sampler starts from at ``instant``, near t = 0, made of a source sample alone."""
+
+    @abstractmethod
+    def why_not_noise(self, instant: Any) -> str:
+        """Why a sample of the source does not stand for one of :math:`p_t`; empty near enough to t = 0."""
 
     def instant(self, t: Any, x: Tensor) -> Any:
         """The path's numbers at a user's time, as :func:`read_time` makes them."""

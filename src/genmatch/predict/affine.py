@@ -156,6 +156,7 @@ class Affine(Predictor):
     """
 
     kind: str
+    readings = frozenset({"velocity", "data", "noise", "score", "v"})
     path: GaussianPath
     gain: Any = None  # a function of the instant: what the network's input is multiplied by, where it is scaled
 
@@ -229,6 +230,10 @@ class Affine(Predictor):
         row = self.row(instant)
         value = weighted(row.p, x1, row.q, x0)
         return value if isinstance(row.c, float) and row.c == 1.0 else value / row.c
+
+    def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: Instant) -> Tensor:
+        """The divergence of the target from the output."""
+        return self.divergence(self.target(x0, x1, instant), native)
 
     def scored(self, x: Tensor, x1: Tensor) -> tuple[None, None]:
         """All positions."""

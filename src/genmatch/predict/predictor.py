@@ -23,9 +23,17 @@ class Predictor(nn.Module, ABC):
 
     Calling it, ``predictor(x, t, condition)``, gives a lazy prediction: nothing but the network's own output is
     computed until a reading is asked for, and the native reading is that output untouched.
+
+    Attributes
+    ----------
+    kind
+        What the network predicts.
+    readings
+        What a prediction can be asked for, by name: generators look here for what they need.
     """
 
-    kind: str  # what the network predicts
+    kind: str
+    readings: frozenset[str]
     path: Any  # a Path; subclasses say which
     divergence: Divergence
 
@@ -46,8 +54,10 @@ class Predictor(nn.Module, ABC):
         """A made-up native output for ``x``: what a solver's plan uses to see which parts a generator has."""
 
     @abstractmethod
-    def target(self, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
-        """What the network should output on a path between ``x0`` and ``x1``."""
+    def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
+        """The divergence of what the network should output at ``x`` on a path between ``x0`` and ``x1`` from what it
+        does, one value for each position ``(B, *S)``.
+        """
 
     @abstractmethod
     def scored(self, x: Tensor, x1: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -49,6 +49,7 @@ class Tokens(Predictor):
     """
 
     kind = "tokens"
+    readings = frozenset({"logits", "probabilities"})
     path: MixturePath
 
     def __init__(
@@ -93,6 +94,10 @@ class Tokens(Predictor):
     def target(self, x0: Tensor, x1: Tensor, instant: MixtureInstant) -> Tensor:
         """The data tokens; padding stands in as token 0 and carries no loss."""
         return x1 if self.path.padding is None else torch.where(x1 == self.path.padding, 0, x1)
+
+    def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: MixtureInstant) -> Tensor:
+        """The divergence of the data tokens from the logits."""
+        return self.divergence(self.target(x0, x1, instant), native)
 
     def scored(self, x: Tensor, x1: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Where the posterior is not known already: masked positions of a masked path, never padding."""

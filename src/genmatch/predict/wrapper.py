@@ -20,13 +20,13 @@ class Wrapper(Predictor):
             raise TypeError(
                 f"{type(self).__name__} wraps a predictor such as gm.predict.Velocity, got {type(model).__name__}"
             )
-        self.model, self.divergence = model, model.divergence
+        self.model, self.divergence, self.readings = model, model.divergence, model.readings
 
     def blank(self, x: Tensor) -> Tensor:
         """As the model's."""
         return self.model.blank(x)
 
-    def target(self, x0: Tensor, x1: Tensor, instant: Any) -> NoReturn:
+    def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: Any) -> NoReturn:
         self._refuse()
 
     def scored(self, x: Tensor, x1: Tensor) -> NoReturn:
