@@ -29,7 +29,7 @@ FLOORS = (
     ("state, and what stands apart", {"triplet", "rates", "random", "spaces", "nn", "kernels"}),
     ("paths", {"paths", "couplings"}),
     ("fields", {"predict", "generators", "guidance"}),
-    ("learn and solve", {"losses", "weights", "times", "solvers", "sampling", "likelihood"}),
+    ("learn and solve", {"losses", "weights", "times", "solvers", "sampling", "initial", "likelihood"}),
     ("around it", {"metrics", "viz", "data", "training", "interop", "testing", "worlds", "demo"}),
 )
 FLOOR = {unit: height for height, (_, units) in enumerate(FLOORS) for unit in units}

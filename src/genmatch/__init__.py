@@ -40,6 +40,7 @@ _NAMES = {
     "Path": "paths",
     "GaussianPath": "paths",
     "MixturePath": "paths",
+    "ProductPath": "paths",
     "Coupling": "couplings",
     "Predictor": "predict",
     "Generator": "generators",
@@ -48,6 +49,7 @@ _NAMES = {
     "Langevin": "generators",
     "Diffusion": "generators",
     "CTMC": "generators",
+    "Product": "generators",
     "Solver": "solvers",
     "matching_loss": "losses",
     "sample": "sampling",
@@ -64,6 +66,8 @@ __all__ = [
     "MixturePath",
     "Path",
     "Predictor",
+    "Product",
+    "ProductPath",
     "Rates",
     "Schedule",
     "Solver",
@@ -115,9 +119,9 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
         worlds,
     )
     from .couplings import Coupling
-    from .generators import CTMC, Diffusion, Flow, Generator, Langevin, Superposition
+    from .generators import CTMC, Diffusion, Flow, Generator, Langevin, Product, Superposition
     from .losses import matching_loss
-    from .paths import GaussianPath, MixturePath, Path
+    from .paths import GaussianPath, MixturePath, Path, ProductPath
     from .predict import Predictor
     from .random import Draws
     from .rates import Rates

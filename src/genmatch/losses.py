@@ -2,7 +2,7 @@ r"""The one loss: the divergence of a conditional target from what a network pre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from .generators import Operator
 from .paths import GaussianPath, Path
 from .paths.path import BETWEEN, check_pair
-from .predict import Predictor
+from .predict import Predictor, Product
 from .predict.predictor import Condition, check_condition
 from .random import Draws
 from .schedules import Instant, Number
+from .spaces.product import FACTORS
+from .spaces.states import State, batch, each, first, same_factors
 from .times import TimeLaw, Uniform
 
 __all__ = ["matching_loss"]
@@ -25,14 +27,14 @@ TINY = 1e-9  # least alpha and sigma that a weight sees: at 0 it would be 0 time
 
 def matching_loss(
     model: Predictor,
-    x1: Tensor,
+    x1: State,
     *,
-    x0: Tensor | None = None,
-    t: Tensor | float | None = None,
+    x0: State | None = None,
+    t: Tensor | float | Mapping[str, Any] | None = None,
     condition: Condition = None,
-    time: TimeLaw | None = None,
+    time: TimeLaw | Mapping[str, TimeLaw] | None = None,
     weight: Callable[[Any], Number] | None = None,
-    fixed: Tensor | None = None,
+    fixed: State | None = None,
     draws: Draws | None = None,
     seed: int | None = None,
     reduction: Literal["mean", "none"] = "mean",
@@ -50,16 +52,18 @@ def matching_loss(
     model
         A predictor. Train each network of a superposition on its own: the loss of a sum is under-determined.
     x1
-        Data ``(B, *S)``.
+        Data ``(B, *S)``; on a product a dict of them, and so for ``x0`` and ``fixed``. The factors' losses add.
     x0
         Source samples of the same shape; drawn from the path's source if not given. If they belong to ``x1``, say so in
         the path: ``coupling=gm.couplings.Given()``.
     t
-        Times ``(B,)`` or a number in [0, 1]; drawn from ``time`` if not given.
+        Times ``(B,)`` or a number in [0, 1]; drawn from ``time`` if not given. On a product a dict gives every factor
+        a time of its own.
     condition
         Tensors with B rows, passed to the network by name; a coupling keeps them with their data.
     time
-        The law of t: uniform by default, see :mod:`genmatch.times`.
+        The law of t: uniform by default, see :mod:`genmatch.times`. On a product a dict of laws draws the factors'
+        times independently, as a sampler with other clocks, or with some factors given, needs.
     weight
         Multiplies the squared error of the *data* prediction, see :mod:`genmatch.weights`; by default the loss is the
         error of the network's own output.
@@ -89,32 +93,58 @@ def matching_loss(
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     path: Path = model.path
-    _check_options(path, time, weight)
+    _check_options(model, time, weight)
     _check_state("x1", x1, path)
-    if not len(x1):
-        raise ValueError(f"the batch is empty: x1 has shape {tuple(x1.shape)}")
-    check_condition(condition, len(x1))
-    draws = _choose_draws(draws, seed, x1)
+    if not batch(x1):
+        raise ValueError(f"the batch is empty: x1 has shape {tuple(first(x1).shape)}")
+    check_condition(condition, batch(x1))
+    draws = _choose_draws(draws, seed, first(x1))
     x0, x1, condition = path.pair(_choose_source(x0, x1, path, draws), x1, condition, draws)
     if t is None:
-        t = (Uniform() if time is None else time).draw(path, draws.fork(TIMES))
+        t = _draw_times(time, path, draws.fork(TIMES))
     elif time is not None:
         raise ValueError("give t or a law of it (time=), not both")
     instant = model.instant(t, x1)
     x = path.between(x0, x1, instant, draws.fork(BETWEEN))
     if fixed is not None:
-        x = torch.where(_check_fixed(fixed, x1), x1, x)
+        x = _hold(fixed, x1, x)
     native = model.native(x, instant, condition)
-    loss = model.error(native, x, x0, x1, instant)
+    error = model.error(native, x, x0, x1, instant)
+    if isinstance(model, Product):
+        losses = [
+            model.weights[name]
+            * _per_sample(own, error[name], x[name], x1[name], instant.factors[name], None, (fixed or {}).get(name))
+            for name, own in model.models.items()
+        ]
+        loss = torch.stack(losses).sum(0)
+    else:
+        loss = _per_sample(model, error, x, x1, instant, weight, fixed)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def _draw_times(time: Any, path: Path, draws: Draws) -> Any:
+    if not isinstance(time, Mapping):
+        return (Uniform() if time is None else time).draw(path, draws)
+    factors: Mapping[str, Path] = path.factors  # type: ignore[attr-defined]
+    return {name: time[name].draw(own, draws.fork(FACTORS + i)) for i, (name, own) in enumerate(factors.items())}
+
+
+def _hold(fixed: State, x1: State, x: State) -> State:
+    """The state with fixed positions at their data value."""
+    if not isinstance(x1, Mapping):
+        return torch.where(_check_fixed(fixed, x1), x1, x)
+    if not isinstance(fixed, Mapping) or not set(fixed) <= set(x1):
+        raise ValueError(f"fixed must be a dict of bool tensors for some of the factors {', '.join(x1)}")
+    return {name: _hold(fixed[name], part, x[name]) if name in fixed else x[name] for name, part in x1.items()}
+
+
+def _per_sample(model, loss, x, x1, instant, weight, fixed) -> Tensor:
+    """The mean over the positions that count, ``(B,)``."""
     if loss.shape != x1.shape:
         raise ValueError(
             f"{model.divergence!r} returned shape {tuple(loss.shape)}, one value for each position is needed, "
             f"{tuple(x1.shape)}: tokens are trained with gm.divergences.CrossEntropy()"
         )
-    return _reduce(model, loss, x, x1, instant, weight, fixed, reduction)
-
-
-def _reduce(model, loss, x, x1, instant, weight, fixed, reduction) -> Tensor:
     scored, counted = model.scored(x, x1)
     if fixed is not None:
         scored = ~fixed if scored is None else scored & ~fixed
@@ -127,7 +157,7 @@ def _reduce(model, loss, x, x1, instant, weight, fixed, reduction) -> Tensor:
         inside = _inside(instant)
         factor = torch.as_tensor(weight(inside) * model.per_data(inside), device=loss.device, dtype=loss.dtype)
         loss = loss * factor.reshape(-1)
-    return loss.mean() if reduction == "mean" else loss
+    return loss
 
 
 def _inside(instant: Any) -> Any:
@@ -145,7 +175,17 @@ def _inside(instant: Any) -> Any:
     )
 
 
-def _check_options(path: Path, time: TimeLaw | None, weight: Callable[[Any], Number] | None) -> None:
+def _check_options(model: Predictor, time: Any, weight: Callable[[Any], Number] | None) -> None:
+    path = model.path
+    if isinstance(time, Mapping):
+        if not isinstance(model, Product):
+            raise TypeError("a dict of time laws is for a product path: give one law")
+        same_factors("time", time, path.factors)
+        for law in time.values():
+            _check_options(model, law, None)
+        time = None
+    if weight is not None and isinstance(model, Product):
+        raise TypeError("a product's loss is weighted factor by factor: gm.predict.Product(..., weights=...)")
     if time is not None and not isinstance(time, TimeLaw):
         raise TypeError(f"time is a law such as gm.times.LogitNormal(), got {time!r}; times themselves are given as t=")
     if weight is not None and (isinstance(weight, type) or not callable(weight)):
@@ -154,22 +194,27 @@ def _check_options(path: Path, time: TimeLaw | None, weight: Callable[[Any], Num
         raise ValueError(f"on {path!r} no error in the data can be read off the network's, so it cannot be weighted")
 
 
-def _check_state(name: str, x: Tensor, path: Path) -> None:
-    if not isinstance(x, Tensor):
+def _check_state(name: str, x: State, path: Path) -> None:
+    if not isinstance(x, Tensor) and not hasattr(path, "factors"):
         raise TypeError(f"{name} must be a tensor (B, *S), got {type(x).__name__}")
     path.space.check(x)
 
 
-def _choose_source(x0: Tensor | None, x1: Tensor, path: Path, draws: Draws) -> Tensor:
+def _choose_source(x0: State | None, x1: State, path: Path, draws: Draws) -> State:
     if x0 is None:
-        source = path.draw_source(tuple(x1.shape), draws).to(x1.dtype)
+        source = path.draw_source(each(lambda part: tuple(part.shape), x1), draws)
+        source = each(lambda part, like: part.to(like.dtype), source, x1)
     else:
         _check_state("x0", x0, path)
-        if x0.dtype != x1.dtype:
-            raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}: convert one with .to(...)")
+        each(_check_dtypes, x0, x1)
         source = x0
-    check_pair(source, x1)
+    each(check_pair, source, x1)
     return source
+
+
+def _check_dtypes(x0: Tensor, x1: Tensor) -> None:
+    if x0.dtype != x1.dtype:
+        raise TypeError(f"x0 and x1 must have one dtype, got {x0.dtype} and {x1.dtype}: convert one with .to(...)")
 
 
 def _choose_draws(draws: Draws | None, seed: int | None, x1: Tensor) -> Draws:

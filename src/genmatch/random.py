@@ -198,10 +198,11 @@ class Draws:
             raise ValueError(f"one sample has at most 2**34 elements, got {size}")
         blocks = (size + 3) // 4
         where = {"dtype": torch.int64, "device": self.device}
+        # Masked, as a compiler takes a bare arange for an index, and its products with 32-bit constants overflow there.
         counter = (  # left to broadcast: the first rounds work on small tensors
-            torch.arange(blocks, **where),
-            torch.arange(self.first_index, self.first_index + shape[0], **where)[:, None],
-            torch.arange(step, step + steps, **where)[:, None, None],
+            torch.arange(blocks, **where) & _MASK,
+            torch.arange(self.first_index, self.first_index + shape[0], **where)[:, None] & _MASK,
+            torch.arange(step, step + steps, **where)[:, None, None] & _MASK,
             torch.full((), self.stream, **where),
         )
         return philox(counter, (self.seed & _MASK, self.seed >> 32))

@@ -18,12 +18,14 @@ from torch import Tensor
 from .random import Draws
 from .schedules import Number
 
-__all__ = ["Atoms", "Bins", "Categorical", "Landing", "Rates", "Sampler", "Term"]
+__all__ = ["Atoms", "Bins", "Categorical", "Landing", "Listed", "Rates", "Sampler", "Term"]
 
 # Streams of a step's draws: whether and where a position jumps, and the same for the state as a whole.
 WHETHER, WHERE, WHETHER_WHOLE, WHERE_WHOLE = 2, 3, 10, 11
 # Values up to which a distribution function is inverted in one piece; above it in two levels of about the root.
 FLAT = 64
+# Weights that are inverted at once where rows are taken one by one: about what a core's cache holds.
+CACHED = 1 << 18
 # Gauss-Legendre points that an expectation takes in each bin: exact for polynomials of degree 15.
 NODES = 8
 
@@ -35,17 +37,20 @@ class Landing(ABC):
     ----------
     whole
         Whether the state jumps as a whole, or each position on its own.
+    width
+        How many numbers the law of one landing is made of.
     """
 
     whole: bool
+    width: int = 1
 
     @abstractmethod
     def land(self, uniform: Tensor, draws: Draws) -> Tensor:
         """Landings for uniforms in [0, 1): one a position, or one a state. ``draws`` for laws that need more."""
 
     @abstractmethod
-    def take(self, where: Tensor) -> Landing:
-        """The law of the selected positions (or states) alone, ``where`` a bool mask."""
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Landing:
+        """The law of the selected positions (or states) alone, ``where`` a bool mask or what indexes as one does."""
 
     @abstractmethod
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -61,16 +66,57 @@ class Categorical(Landing):
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
+    @property
+    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The number of values."""
+        return self.logits.shape[-1]
+
     def land(self, uniform: Tensor, draws: Draws) -> Tensor:
         """Values, int64, by inverting the distribution function at the uniforms."""
         return invert(self.logits, uniform)[0]
 
-    def take(self, where: Tensor) -> Categorical:
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Categorical:
         return Categorical(self.logits[where])
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
         values = torch.arange(self.logits.shape[-1], device=x.device, dtype=x.dtype)
         return _position_gain(function, x, total, self.logits, values.expand(1, -1))
+
+
+class Listed(Landing):
+    """Each position lands on one of V listed values, all positions by one law.
+
+    Parameters
+    ----------
+    values
+        ``(V,)``: they may lie outside 0 .. K - 1, as a mask does.
+    probabilities
+        ``(V,)``, at least 0, adding to 1.
+    """
+
+    __slots__ = ("probabilities", "values")
+    whole = False
+
+    def __init__(self, values: Tensor, probabilities: Tensor) -> None:
+        if values.ndim != 1 or values.shape != probabilities.shape:
+            raise ValueError(
+                f"one probability for each listed value is needed, got shapes {tuple(values.shape)} and "
+                f"{tuple(probabilities.shape)}"
+            )
+        self.values, self.probabilities = values, probabilities
+
+    def land(self, uniform: Tensor, draws: Draws) -> Tensor:
+        """Values, by inverting the one distribution function at the uniforms."""
+        edges = self.probabilities.cumsum(0)
+        return self.values[
+            torch.searchsorted(edges, _below(uniform.to(edges.dtype) * edges[-1], edges[-1]), right=True)
+        ]
+
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Listed:
+        return self
+
+    def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
+        return _position_gain(function, x, total, self.probabilities.log().expand(*x.shape, -1), self.values[None])
 
 
 class Bins(Landing):
@@ -94,13 +140,18 @@ class Bins(Landing):
             )
         self.logits, self.edges = logits, edges
 
+    @property
+    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The number of bins."""
+        return self.logits.shape[-1]
+
     def land(self, uniform: Tensor, draws: Draws) -> Tensor:
         """Coordinates, by inverting the piecewise linear distribution function at the uniforms."""
         index, rest = invert(self.logits, uniform)
         edges = self.edges.to(rest.dtype)
         return edges[index] + rest * (edges[index + 1] - edges[index])
 
-    def take(self, where: Tensor) -> Bins:
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Bins:
         return Bins(self.logits[where], self.edges)
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -136,7 +187,7 @@ class Atoms(Landing):
         logits = self.logits.expand(len(uniform), -1)
         return self.points[invert(logits, uniform)[0]]
 
-    def take(self, where: Tensor) -> Atoms:
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Atoms:
         return self if len(self.logits) == 1 else Atoms(self.points, self.logits[where])
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -154,7 +205,7 @@ class Sampler(Landing):
     __slots__ = ("function", "where")
     whole = True
 
-    def __init__(self, function: Callable[[Draws], Tensor], where: Tensor | None = None) -> None:
+    def __init__(self, function: Callable[[Draws], Tensor], where: Tensor | tuple[Tensor, ...] | None = None) -> None:
         if not callable(function):
             raise TypeError(f"a sampler is a function of draws, got {type(function).__name__}")
         self.function, self.where = function, where
@@ -164,7 +215,7 @@ class Sampler(Landing):
         landed = self.function(draws)
         return landed if self.where is None else landed[self.where]
 
-    def take(self, where: Tensor) -> Sampler:
+    def take(self, where: Tensor | tuple[Tensor, ...]) -> Sampler:
         return Sampler(self.function, where)
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -277,10 +328,20 @@ def _leap(terms: list[Term], x: Tensor, h: Number, shape, draws: Draws, whether:
         if term.where.whole:
             x = _land_whole(term.where, x, mask, second, draws.fork(where), sparse)
         elif sparse:
-            x = x.masked_scatter(mask, term.where.take(mask).land(second[mask], draws.fork(where)).to(x.dtype))
+            index = mask.nonzero(as_tuple=True)
+            x = x.index_put(index, _land_some(term.where, index, second[index], draws.fork(where)).to(x.dtype))
         else:
             x = torch.where(mask, term.where.land(second, draws.fork(where)).to(x.dtype), x)
     return x
+
+
+def _land_some(where: Landing, index: tuple[Tensor, ...], uniform: Tensor, draws: Draws) -> Tensor:
+    """Landings of the indexed positions, a few at a time: what a law is made of then never leaves the cache."""
+    size = max(1, CACHED // where.width)
+    if len(uniform) <= size:
+        return where.take(index).land(uniform, draws)
+    parts = zip(*(part.split(size) for part in (uniform, *index)), strict=True)
+    return torch.cat([where.take(tuple(part)).land(level, draws) for level, *part in parts])
 
 
 def _land_whole(where: Landing, x: Tensor, mask: Tensor, uniform: Tensor, draws: Draws, sparse: bool) -> Tensor:
@@ -305,33 +366,39 @@ def invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """
     # float32 at least: half precision cannot hold a distribution function over a vocabulary.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    weights = logits.softmax(-1)
     uniform = uniform[..., None].to(weights.dtype)
     count = weights.shape[-1]
     if count <= FLAT:
-        index, below, mass = _search(weights, uniform, None)
+        index, below, mass = _search(weights, uniform, share=True)
     else:
         size = 1 << (count.bit_length() // 2)
-        blocks = torch.nn.functional.pad(weights, (0, -count % size)).unflatten(-1, (-1, size))
-        block, below, mass = _search(blocks.sum(-1), uniform, None)
-        inside = blocks.gather(-2, block[..., None].expand(*block.shape, size)).squeeze(-2)
-        inner, below, mass = _search(inside, None, below)
+        whole = count - count % size
+        sums = weights[..., :whole].unflatten(-1, (-1, size)).sum(-1)
+        if whole < count:
+            sums = torch.cat([sums, weights[..., whole:].sum(-1, keepdim=True)], -1)
+        block, below, _ = _search(sums, uniform, share=True)
+        index = block * size + torch.arange(size, device=block.device)
+        inside = weights.gather(-1, index.clamp(max=count - 1)).masked_fill(index >= count, 0)
+        inner, below, mass = _search(inside, below, share=False)
         index = block * size + inner
     return index.squeeze(-1), (below / mass).squeeze(-1)
 
 
-def _search(weights: Tensor, uniform: Tensor | None, level: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _search(weights: Tensor, level: Tensor, *, share: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(index, how far the level is above its lower edge, its weight) for a level, or a share of the whole."""
     edges = weights.cumsum(-1)
     last = edges[..., -1:]
-    if level is None:
-        level = uniform * last
-    # Strictly below the last edge, so that rounding never lands on a value of weight zero.
-    level = torch.minimum(level, torch.nextafter(last, torch.zeros_like(last)))
+    level = _below(level * last if share else level, last)
     index = torch.searchsorted(edges, level, right=True).clamp(max=weights.shape[-1] - 1)
     mass = weights.gather(-1, index)
     above = (level - (edges.gather(-1, index) - mass)).clamp(min=0)
     return index, torch.minimum(above, mass), mass
+
+
+def _below(level: Tensor, last: Tensor) -> Tensor:
+    """A level strictly below the last edge, so that rounding never lands on a value of weight zero."""
+    return torch.minimum(level, torch.nextafter(last, torch.zeros_like(last)))
 
 
 def _position_gain(function, x: Tensor, total: Tensor, logits: Tensor, points: Tensor, weights=None) -> Tensor:
@@ -339,7 +406,11 @@ def _position_gain(function, x: Tensor, total: Tensor, logits: Tensor, points: T
     chances = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).expand(*x.shape, -1)
     here = function(x)
     value = torch.zeros_like(here)
-    flat, rate, chances = x.flatten(1), total.reshape(len(x), -1), chances.reshape(len(x), -1, logits.shape[-1])
+    flat, rate, chances = (
+        x.reshape(len(x), -1),
+        total.reshape(len(x), -1),
+        chances.reshape(len(x), -1, logits.shape[-1]),
+    )
     shares = torch.ones(1).to(here) if weights is None else weights
     for position in range(flat.shape[1]):
         for node, share in enumerate(shares):

@@ -14,21 +14,22 @@ from tqdm import tqdm
 
 from . import grids
 from .generators import Operator
-from .paths import GaussianPath, Path
+from .initial import read_fixed, read_state, rows_of
+from .paths import Path
 from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, RungeKutta, Solver
+from .spaces.states import State, each
 
 __all__ = ["default_solver", "sample"]
 
 STEPS = 50
-TOKEN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
 
 
 def sample(
     generator: Operator,
-    shape_or_state: Sequence[int] | Tensor,
+    shape_or_state: Sequence[int] | State,
     *,
     steps: int | None = None,
     times: Tensor | Sequence[float] | None = None,
@@ -36,7 +37,7 @@ def sample(
     seed: int | None = None,
     first_index: int = 0,
     condition: Mapping[str, Tensor] | None = None,
-    fixed: Tensor | None = None,
+    fixed: State | None = None,
     trajectory: bool = False,
     start: float | None = None,
     stop: float | None = None,
@@ -44,10 +45,10 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = False,
-    callback: Callable[[int, float, Tensor], None] | None = None,
+    callback: Callable[[int, float, State], None] | None = None,
     check: bool = False,
     grad: bool = False,
-) -> Tensor:
+) -> State:
     r"""States of a generator at ``stop``, from noise or from given states at ``start``.
 
     Parameters
@@ -55,7 +56,8 @@ def sample(
     generator
         A generator or superposition of speed 1.
     shape_or_state
-        ``(B, *S)``: that many samples from the path's source. A tensor: the states at ``start``.
+        ``(B, *S)``: that many samples from the path's source. A tensor: the states at ``start``. On a product a dict of
+        either, and so is the result.
     steps, times
         The number of equal steps (50 if neither is given), or the times themselves: strictly monotone in [0, 1], see
         :mod:`genmatch.grids`.
@@ -104,9 +106,10 @@ def sample(
             f"sample takes a generator such as gm.Flow(model), got {type(generator).__name__}"
             + (": a predictor becomes one by gm.Flow(predictor)" if isinstance(generator, nn.Module) else "")
         )
-    given, shape, device, dtype = _read_state(generator, shape_or_state, device, dtype)
-    check_condition(condition, shape[0])
-    _check_fixed(fixed, given, generator)
+    initial = read_state(generator, shape_or_state, device, dtype)
+    count, like = initial.samples, initial.like
+    check_condition(condition, count)
+    read_fixed(fixed, initial.given)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
         raise TypeError(f"batch_size must be an integer, got {type(batch_size).__name__}")
     if batch_size is not None and batch_size < 1:
@@ -114,22 +117,22 @@ def sample(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of (i, t, x), got {type(callback).__name__}")
     seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
-    size = min(shape[0], batch_size or shape[0])
+    size = min(count, batch_size or count)
 
     results = []
     with _mode(generator, grad), torch.set_grad_enabled(grad):
-        like = torch.empty((1, *shape[1:]), dtype=dtype, device=device)
-        run = _prepare(Field(generator, like), solver, steps, times, start, stop, from_source=given is None)
-        total = len(run.plan) * math.ceil(shape[0] / size)
+        run = _prepare(Field(generator, like), solver, steps, times, start, stop, from_source=initial.given is None)
+        total = len(run.plan) * math.ceil(count / size)
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
-            for first in range(0, shape[0], size):
-                rows = slice(first, min(first + size, shape[0]))
-                draws = Draws(seed, rows.stop - first, first_index=first_index + first, device=device)
-                field = Field(generator, like, _rows(condition, rows, device), _rows(fixed, rows, device))
+            for begin in range(0, count, size):
+                rows = slice(begin, min(begin + size, count))
+                draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
+                own = [rows_of(value, rows, initial.device) for value in (condition, fixed)]
+                field = Field(generator, like, *own)
                 ending = _loop(
                     run,
                     field,
-                    _first(generator, run, given, rows, like, draws),  # without a name: let go after the first step
+                    initial.states(generator.path, run.begin, rows, draws),  # without a name: let go after a step
                     draws,
                     trajectory,
                     callback,
@@ -137,7 +140,9 @@ def sample(
                     bar if progress else None,
                 )
                 results.append(ending)
-    return results[0] if len(results) == 1 else torch.cat(results, dim=1 if trajectory else 0)
+    if len(results) == 1:
+        return results[0]
+    return each(lambda *parts: torch.cat(parts, dim=1 if trajectory else 0), *results)
 
 
 class _Run(NamedTuple):
@@ -149,15 +154,7 @@ class _Run(NamedTuple):
     begin: Any  # the path's instant at the first time
 
 
-def _first(generator: Operator, run: _Run, given: Tensor | None, rows: slice, like: Tensor, draws: Draws) -> Tensor:
-    """A batch of states at the run's first time: those given, or samples of the source."""
-    if given is not None:
-        return given[rows].to(like.device, like.dtype)
-    x0 = generator.path.draw_source((draws.samples, *like.shape[1:]), draws)
-    return generator.path.prior(x0.to(like.dtype), run.begin)
-
-
-def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback, check, bar) -> Tensor:
+def _loop(run: _Run, field: Field, x: State, draws: Draws, trajectory, callback, check, bar) -> State:
     solver = run.solver
     carry = solver.start(field, x)
     states = [x] if trajectory else []
@@ -173,7 +170,7 @@ def _loop(run: _Run, field: Field, x: Tensor, draws: Draws, trajectory, callback
             bar.update()
     if not check:
         _check_finite(x, "at the end; check=True tells at which step it begins")
-    return torch.stack(states) if trajectory else x
+    return each(lambda *parts: torch.stack(parts), *states) if trajectory else x
 
 
 def default_solver(field: Field) -> Solver:
@@ -227,14 +224,16 @@ def _begin(field: Field, solver: Solver) -> float:
     if solver.defined(field, 0.0):
         return 0.0
     (zero,) = field.at(torch.zeros(1, dtype=torch.float64))
-    variance = field.probe(zero).variance if isinstance(solver, RungeKutta) else None
-    if variance is not None and not math.isfinite(float(variance)):
+    probe = field.probe(zero) if isinstance(solver, RungeKutta) else None
+    variance = getattr(probe, "variance", None)
+    if variance is not None and not bool(torch.as_tensor(variance).isfinite().all()):
         return 0.0  # infinite noise is no fault of a network: this solver cannot start there, and says so
     starts = [0.0]
     for model, instant in zip(field.models, zero.models, strict=True):
-        if not model.reads(instant):
+        schedule = getattr(model.path, "schedule", None)
+        if not model.reads(instant) and schedule is not None:
             blind = torch.tensor([BLIND_LOG_SNR], dtype=torch.float64)
-            starts.append(model.path.schedule.inverse_log_snr(blind).item())
+            starts.append(schedule.inverse_log_snr(blind).item())
     return max(starts)
 
 
@@ -250,71 +249,11 @@ def _read_times(times: Tensor | Sequence[float]) -> Tensor:
     return grid
 
 
-def _read_state(generator: Operator, shape_or_state, device, dtype):
-    """(given states or None, shape, device, dtype)."""
-    parameter = next((p for p in generator.parameters() if p.is_floating_point()), None)
-    given = shape_or_state if isinstance(shape_or_state, Tensor) else None
-    if given is not None:
-        shape = tuple(given.shape)
-        generator.path.space.check(given)
-    else:
-        shape = tuple(shape_or_state) if isinstance(shape_or_state, Sequence) else shape_or_state
-        if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise TypeError(f"give a shape (B, *S) or a tensor of states, got {shape_or_state!r}")
-    if not shape or shape[0] < 1:
-        raise ValueError(f"at least one sample is needed: shape (B, *S) with B >= 1, got {shape}")
-    if device is None:
-        device = given.device if given is not None else parameter.device if parameter is not None else "cpu"
-    discrete = not isinstance(generator.path, GaussianPath)
-    if dtype is None:
-        own = given.dtype if given is not None else parameter.dtype if parameter is not None else torch.float32
-        if discrete:
-            own = given.dtype if given is not None else torch.int64
-        dtype = torch.float32 if given is None and own in (torch.float16, torch.bfloat16) else own
-    if discrete and dtype not in TOKEN_DTYPES:
-        raise TypeError(f"tokens are integers, got dtype {dtype}: leave dtype out for torch.int64")
-    if discrete:
-        generator.path.space.check(torch.empty(0, dtype=dtype))  # can it hold all ids?
-    if not discrete and dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"states are float32 or float64, got {dtype}: half precision loses grid points; "
-            "run the network under torch.autocast instead"
-        )
-    device = torch.device(device)
-    _check_device(generator, device)
-    return given, shape, device, dtype
+def _check_finite(state: State, when: str) -> None:
+    each(lambda x: _check_part(x, when), state)
 
 
-def _check_device(generator: Operator, device: torch.device) -> None:
-    homes = {parameter.device for parameter in generator.parameters()}
-    if homes and not any(home.type == device.type and device.index in (None, home.index) for home in homes):
-        raise ValueError(
-            f"the states are on {device} and the network's parameters on {', '.join(sorted(map(str, homes)))}: "
-            "move the generator with .to(...), or choose with device="
-        )
-
-
-def _rows(value: Any, rows: slice, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {name: tensor[rows].to(device) for name, tensor in value.items()}
-    return None if value is None else value[rows].to(device)
-
-
-def _check_fixed(fixed: Tensor | None, given: Tensor | None, generator: Operator) -> None:
-    if fixed is None:
-        return
-    if not isinstance(fixed, Tensor):
-        raise TypeError(f"fixed must be a bool tensor of the shape of the states, got {type(fixed).__name__}")
-    if given is None or given.is_floating_point():
-        raise ValueError("fixed positions need given token states: pass the tokens with their prompt, not a shape")
-    if fixed.dtype != torch.bool or fixed.shape != given.shape:
-        raise ValueError(
-            f"fixed must be bool of the shape {tuple(given.shape)} of the states, "
-            f"got {fixed.dtype} {tuple(fixed.shape)}"
-        )
-
-
-def _check_finite(x: Tensor, when: str) -> None:
+def _check_part(x: Tensor, when: str) -> None:
     if x.is_floating_point() and not bool(x.isfinite().all()):
         bad = int((~x.isfinite().reshape(len(x), -1).all(1)).sum())
         raise FloatingPointError(

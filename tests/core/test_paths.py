@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import covered
 import genmatch as gm
+from covered import proved
 from genmatch.paths import Empirical, GaussianPath, Masked, MixturePath, Normal, Path, UniformTokens
 from genmatch.random import Draws
 from genmatch.schedules import DDPM, EDM, VE, VP, CondOT, Cosine, Polynomial
@@ -39,7 +41,7 @@ def states(path: Path, batch: int, *shape: int, seed: int = 0) -> tuple[torch.Te
 
 
 def test_every_path_is_covered():
-    assert {type(p) for p in PATHS} == set(subclasses(Path))
+    assert {type(p).__name__ for p in PATHS} == {kind.__name__ for kind in subclasses(Path)} - proved(covered.PATHS)
 
 
 # Times run along the batch

@@ -127,14 +127,11 @@ def test_so_does_a_step_of_every_predictor(kind: str, solver: Solver) -> None:
     assert 1 <= graphs <= 4
 
 
-INDUCTOR = "a noisy step compiled by the default backend has been seen to differ after a recompilation: unresolved"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "solver"),
     [
-        pytest.param("memoryless", Exponential(2), marks=pytest.mark.xfail(strict=False, reason=INDUCTOR)),
+        ("memoryless", Exponential(2)),
         ("flow", Heun()),
     ],
     ids=str,

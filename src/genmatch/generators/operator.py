@@ -21,7 +21,8 @@ from ..paths import GaussianPath, Path
 from ..predict import Predictor
 from ..predict.predictor import Condition, asked_at, check_condition
 from ..schedules import Number
-from ..triplet import Triplet
+from ..spaces.states import State, batch
+from ..triplet import Triplet, Triplets
 from .registration import Own, keep_once
 
 __all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight", "check_reading"]
@@ -75,7 +76,7 @@ class Operator(nn.Module, ABC):
         self._check_speed(times, weights)
         return [OperatorInstant(*row) for row in zip(times, zip(*models, strict=True), weights, strict=True)]
 
-    def predict(self, x: Tensor, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
+    def predict(self, x: State, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
         """The prediction of each network at ``x``, each run once."""
         return tuple(
             [
@@ -84,15 +85,15 @@ class Operator(nn.Module, ABC):
             ]
         )
 
-    def read(self, x: Tensor, instant: OperatorInstant, predictions: Sequence[Any]) -> Triplet:
+    def read(self, x: State, instant: OperatorInstant, predictions: Sequence[Any]) -> Any:
         """The triplet at ``x`` from given predictions: the weighted sum of the terms'."""
-        total = None
+        total: Any = None
         for weight, (_, generator), which in zip(instant.weights, self.terms, self._which, strict=True):
             host = isinstance(weight, float)
             if host and weight == 0.0:
                 continue
             triplet = generator.triplet(x, instant.t, predictions[which])
-            if not isinstance(triplet, Triplet):
+            if not isinstance(triplet, (Triplet, Triplets)):
                 name = type(generator).__name__
                 raise TypeError(f"{name}.triplet must return a gm.Triplet(drift=...), got {type(triplet).__name__}")
             if not (host and weight == 1.0):
@@ -100,20 +101,24 @@ class Operator(nn.Module, ABC):
             total = triplet if total is None else total + triplet
         return Triplet() if total is None else total
 
-    def forward(self, x: Tensor, t: Any, condition: Condition = None) -> Triplet:
-        """The triplet at ``x`` ``(B, *S)`` and ``t``, a number or ``(B,)``."""
+    def forward(self, x: State, t: Any, condition: Condition = None) -> Any:
+        """The triplet at ``x`` ``(B, *S)`` and ``t``, a number or ``(B,)``; a dict of them on a product."""
         self.path.space.check(x)
-        check_condition(condition, len(x))
+        check_condition(condition, batch(x))
         instant = self.instant(t, x)
         return self.read(x, instant, [asked_at(t, p) for p in self.predict(x, instant, condition)])
 
-    def instant(self, t: Any, x: Tensor) -> OperatorInstant:
+    def instant(self, t: Any, x: State) -> OperatorInstant:
         """The numbers of a user's time, to broadcast against ``x``."""
         if isinstance(t, OperatorInstant):
             return t
         models = tuple(model.instant(t, x) for model in self._models)
         time = models[0].t
-        return OperatorInstant(time, models, tuple(_weigh(w, time) for w, _ in self.terms))
+        return OperatorInstant(time, models, self.weights_at(time))
+
+    def weights_at(self, t: Number) -> tuple[Number, ...]:
+        """The terms' weights at a time, host floats for a host float."""
+        return tuple(_weigh(w, t) for w, _ in self.terms)
 
     def speed_at(self, t: float) -> float:
         r"""The speed at time t: :math:`\sum_k a_k(t)\,v_k`."""
@@ -207,8 +212,10 @@ class Generator(Operator):
         return ((1.0, self),)
 
     @abstractmethod
-    def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
-        """The value at ``x`` ``(B, *S)``; the schedule's numbers at ``t`` are in ``prediction.instant``."""
+    def triplet(self, x: Any, t: Number, prediction: Any) -> Any:
+        """The value at ``x`` ``(B, *S)``, a :class:`~genmatch.Triplet`; the schedule's numbers at ``t`` are in
+        ``prediction.instant``.
+        """
 
 
 def check_reading(generator: Generator, model: Predictor, reading: str) -> None:

@@ -3,6 +3,7 @@
 from .gaussian import GaussianPath
 from .mixture import MixtureInstant, MixturePath
 from .path import Path
+from .product import ProductInstant, ProductPath
 from .sources import Empirical, Masked, Normal, Source, UniformTokens
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "MixturePath",
     "Normal",
     "Path",
+    "ProductInstant",
+    "ProductPath",
     "Source",
     "UniformTokens",
 ]

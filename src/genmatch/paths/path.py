@@ -12,6 +12,7 @@ from torch import Tensor
 from ..couplings import Coupling
 from ..random import Draws
 from ..spaces import Space
+from ..spaces.states import State, each, first
 from .sources import Source
 
 __all__ = ["NOISY", "Path", "check_pair", "read_time"]
@@ -39,42 +40,42 @@ class Path(ABC):
         """
 
     @abstractmethod
-    def between(self, x0: Tensor, x1: Tensor, instant: Any, draws: Draws) -> Tensor:
+    def between(self, x0: State, x1: State, instant: Any, draws: Draws) -> State:
         """A state :math:`x_t` given both ends; ``draws`` for paths that are random given both ends."""
 
     @abstractmethod
-    def prior(self, x0: Tensor, instant: Any) -> Tensor:
+    def prior(self, x0: State, instant: Any) -> State:
         """The state that a sampler starts from at ``instant``, near t = 0, made of a source sample alone."""
 
     @abstractmethod
     def why_not_noise(self, instant: Any) -> str:
         """Why a sample of the source does not stand for one of :math:`p_t`; empty near enough to t = 0."""
 
-    def instant(self, t: Any, x: Tensor) -> Any:
+    def instant(self, t: Any, x: State) -> Any:
         """The path's numbers at a user's time, as :func:`read_time` makes them."""
         return read_time(self, t, x)
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Any, draws: Draws | None = None) -> Tensor:
+    def sample(self, x0: State, x1: State, t: Any, draws: Draws | None = None) -> State:
         """A state at time ``t`` between ``x0`` and ``x1``, both ``(B, *S)``; ``t`` a number or ``(B,)``."""
         self.space.check(x0)
         self.space.check(x1)
-        check_pair(x0, x1)
+        each(check_pair, x0, x1)
         if draws is None:
-            draws = Draws(None, len(x1), device=x1.device)
+            draws = Draws(None, len(first(x1)), device=first(x1).device)
         return self.between(x0, x1, self.instant(t, x1), draws.fork(BETWEEN))
 
-    def draw_source(self, shape: tuple[int, ...], draws: Draws) -> Tensor:
-        """Samples of the source, ``shape`` ``(B, *S)``."""
+    def draw_source(self, shape: Any, draws: Draws) -> State:
+        """Samples of the source, ``shape`` ``(B, *S)``, or a dict of shapes on a product."""
         return self.source.draw(shape, draws.fork(SOURCE))
 
     def pair(
-        self, x0: Tensor, x1: Tensor, condition: Mapping[str, Tensor] | None, draws: Draws
-    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
+        self, x0: State, x1: State, condition: Mapping[str, Tensor] | None, draws: Draws
+    ) -> tuple[State, State, Mapping[str, Tensor] | None]:
         """Source and data as the coupling pairs them, conditions carried along."""
         return self.coupling(x0, x1, condition, draws.fork(PAIRING))
 
 
-def read_time(owner: Any, t: Any, x: Tensor) -> Any:
+def read_time(owner: Any, t: Any, x: State) -> Any:
     """The numbers ``owner.at`` gives for a user's time: a float, a 0-d tensor, or ``(B,)`` for B samples.
 
     Numbers of a float are host floats; those of a ``(B,)`` tensor broadcast along the batch of ``x``, never along a
@@ -82,15 +83,20 @@ def read_time(owner: Any, t: Any, x: Tensor) -> Any:
     """
     if hasattr(t, "broadcast"):
         return t
+    if isinstance(t, Mapping):
+        if not hasattr(owner, "each"):
+            raise TypeError("a dict of times is for a product path: give one time, a number or (B,)")
+        return owner.each(t, x)
     if isinstance(t, Tensor):
-        work = torch.promote_types(t.dtype, x.dtype if x.is_floating_point() else torch.float32)
+        like = first(x)
+        work = torch.promote_types(t.dtype, like.dtype if like.is_floating_point() else torch.float32)
         work = torch.promote_types(work, torch.float32)
         if t.ndim == 0:
             _check_times(t)
             return owner.at(t.to(work))
-        if t.shape != x.shape[:1]:
+        if t.shape != like.shape[:1]:
             raise ValueError(
-                f"t must be a number or have shape ({x.shape[0]},), one time for each sample, got {tuple(t.shape)}"
+                f"t must be a number or have shape ({like.shape[0]},), one time for each sample, got {tuple(t.shape)}"
             )
         if not t.is_floating_point():
             raise TypeError(f"t must be floating point, got {t.dtype}: times are in [0, 1]")

@@ -3,6 +3,7 @@
 from . import clocks
 from .affine import Affine, Data, Karras, Noise, Prediction, Row, Score, V, Velocity
 from .predictor import Predictor
+from .product import Product, ProductPrediction
 from .reschedule import Reschedule
 from .tokens import TokenPrediction, Tokens
 
@@ -13,6 +14,8 @@ __all__ = [
     "Noise",
     "Prediction",
     "Predictor",
+    "Product",
+    "ProductPrediction",
     "Reschedule",
     "Row",
     "Score",

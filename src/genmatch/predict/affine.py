@@ -43,7 +43,7 @@ from ..divergences import Divergence, Squared
 from ..paths import GaussianPath
 from ..schedules import DDPM, Instant, Number, check_positive, divide
 from . import clocks
-from .predictor import Condition, Predictor, call, check_parts
+from .predictor import Learned, check_parts
 
 __all__ = ["Affine", "Data", "Karras", "Noise", "Prediction", "Row", "Score", "V", "Velocity"]
 
@@ -139,7 +139,7 @@ def weighted(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     return a * x + b * y
 
 
-class Affine(Predictor):
+class Affine(Learned):
     """A predictor on a Gaussian path whose native output is linear in data and noise.
 
     Parameters
@@ -194,10 +194,12 @@ class Affine(Predictor):
         """The path's numbers."""
         return self.path.at(t, until)
 
-    def native(self, x: Tensor, instant: Instant, condition: Condition = None) -> Tensor:
-        """The network's output ``(B, *S)``; a wrong shape raises."""
-        inputs = x if self.gain is None else self.gain(instant) * x
-        output = call(self.network, inputs, self.time(instant), condition)
+    def inputs(self, x: Tensor, instant: Instant) -> Tensor:
+        """The state, scaled where the network wants it scaled."""
+        return x if self.gain is None else self.gain(instant) * x
+
+    def checked(self, output: Tensor, x: Tensor) -> Tensor:
+        """The output ``(B, *S)``."""
         if output.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(output.shape)} for a state of shape {tuple(x.shape)}: "

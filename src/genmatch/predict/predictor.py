@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..divergences import Divergence
 from ..paths.path import read_time
 from ..schedules import Number
+from ..spaces.states import State, batch
 
-__all__ = ["Condition", "Predictor"]
+__all__ = ["Condition", "Learned", "Predictor"]
 
 Condition = Mapping[str, Tensor] | None
 
@@ -42,25 +43,25 @@ class Predictor(nn.Module, ABC):
         """The numbers of a vector of times that :meth:`native` and the readings need; see ``Path.at``."""
 
     @abstractmethod
-    def native(self, x: Tensor, instant: Any, condition: Condition = None) -> Tensor:
+    def native(self, x: State, instant: Any, condition: Condition = None) -> State:
         """The network's output at ``x`` ``(B, *S)``."""
 
     @abstractmethod
-    def prediction(self, x: Tensor, instant: Any, native: Tensor) -> Any:
+    def prediction(self, x: State, instant: Any, native: State) -> Any:
         """The lazy readings of a native output."""
 
     @abstractmethod
-    def blank(self, x: Tensor) -> Tensor:
+    def blank(self, x: State) -> State:
         """A made-up native output for ``x``: what a solver's plan uses to see which parts a generator has."""
 
     @abstractmethod
-    def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
+    def error(self, native: State, x: State, x0: State, x1: State, instant: Any) -> State:
         """The divergence of what the network should output at ``x`` on a path between ``x0`` and ``x1`` from what it
         does, one value for each position ``(B, *S)``.
         """
 
     @abstractmethod
-    def scored(self, x: Tensor, x1: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def scored(self, x: State, x1: State) -> tuple[Tensor | None, Tensor | None]:
         """Which positions carry loss, and which count in the mean; ``None`` for all."""
 
     @abstractmethod
@@ -71,16 +72,44 @@ class Predictor(nn.Module, ABC):
     def reads(self, instant: Any) -> bool:
         """Whether data and source can be read off the native output at an instant of host floats."""
 
-    def forward(self, x: Tensor, t: Any, condition: Condition = None) -> Any:
+    def forward(self, x: State, t: Any, condition: Condition = None) -> Any:
         """The prediction at ``x`` ``(B, *S)`` and ``t``, a number or ``(B,)``, under ``condition``."""
         self.path.space.check(x)
-        check_condition(condition, len(x))
+        check_condition(condition, batch(x))
         instant = self.instant(t, x)
         return asked_at(t, self.prediction(x, instant, self.native(x, instant, condition)))
 
-    def instant(self, t: Any, x: Tensor) -> Any:
+    def instant(self, t: Any, x: State) -> Any:
         """The numbers of a user's time, to broadcast against ``x``: see :func:`genmatch.paths.path.read_time`."""
         return read_time(self, t, x)
+
+
+class Learned(Predictor):
+    """A predictor with a network of its own, called as ``network(x, t, **condition)`` with t ``(B,)``.
+
+    Attributes
+    ----------
+    network
+        The network.
+    time
+        What it is fed for t: a function of the instant, see :mod:`genmatch.predict.clocks`.
+    """
+
+    network: Any
+    time: Any
+
+    @abstractmethod
+    def inputs(self, x: Tensor, instant: Any) -> Tensor:
+        """What the network is fed for ``x``."""
+
+    @abstractmethod
+    def checked(self, output: Tensor, x: Tensor) -> Tensor:
+        """The network's output at ``x`` as the native output; a wrong shape raises."""
+
+    def native(self, x: Tensor, instant: Any, condition: Condition = None) -> Tensor:
+        """The network's output at ``x``; a wrong shape raises."""
+        time = spread(self.time(instant), x)
+        return self.checked(call(self.network, self.inputs(x, instant), time, condition), x)
 
 
 def check_parts(network: Any, time: Any, divergence: Any) -> None:
@@ -105,15 +134,18 @@ def asked_at(t: Any, prediction: Any) -> Any:
     return prediction
 
 
-def call(network: nn.Module, x: Tensor, time: Number, condition: Condition) -> Tensor:
-    """``network(x, t, **condition)`` with t ``(B,)``."""
+def spread(time: Number, x: Tensor) -> Tensor:
+    """A time for each sample of ``x``, ``(B,)``."""
     dtype = x.dtype if x.is_floating_point() else torch.float32
     if isinstance(time, Tensor):
-        time = time.to(x.device, dtype).reshape(-1).expand(len(x))
-    else:
-        # A compiled graph takes the number as an input in a product, and would be compiled anew for each in a fill.
-        compiling = torch.compiler.is_compiling()
-        time = x.new_ones((len(x),), dtype=dtype) * time if compiling else x.new_full((len(x),), time, dtype=dtype)
+        return time.to(x.device, dtype).reshape(-1).expand(len(x))
+    # A compiled graph takes the number as an input in a product, and would be compiled anew for each in a fill.
+    compiling = torch.compiler.is_compiling()
+    return x.new_ones((len(x),), dtype=dtype) * time if compiling else x.new_full((len(x),), time, dtype=dtype)
+
+
+def call(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """``network(x, t, **condition)``."""
     output = network(x, time, **condition) if condition else network(x, time)
     if not isinstance(output, Tensor):
         raise TypeError(

@@ -2,15 +2,17 @@ r"""The predictor of mixture paths: a posterior over data tokens at every positi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..divergences import CrossEntropy, Divergence
+from ..divergences import CrossEntropy, Divergence, GeneralisedKL
 from ..paths import MixtureInstant, MixturePath
+from ..schedules import Number
 from . import clocks
-from .predictor import Condition, Predictor, call, check_parts
+from .predictor import Learned, check_parts
 
 __all__ = ["TokenPrediction", "Tokens"]
 
@@ -33,9 +35,23 @@ class TokenPrediction:
         """:math:`p_{1|t}(\\cdot\\,|\\,x)` at each position, ``(B, *S, K)``, in float32 at least."""
         return self.native.softmax(-1, dtype=torch.promote_types(self.native.dtype, torch.float32))
 
+    def chance(self, x: Tensor) -> Tensor:
+        r""":math:`p_{1|t}(x^i\,|\,x)`: how likely it is that a position of the state shows its data, ``(B, *S)``.
 
-class Tokens(Predictor):
-    """The network predicts logits of the data token at each position of a mixture path.
+        1 where a token shows on a masked path, 0 at masks and at padding. In float32 at least.
+        """
+        path: MixturePath = self.model.path
+        dtype = torch.promote_types(self.native.dtype, torch.float32)
+        shows = path.shows(x)
+        if path.mask is not None and shows is not None:
+            return shows.to(dtype)
+        inside = x.clamp(0, path.vocabulary - 1).long()[..., None]
+        here = (self.native.gather(-1, inside).squeeze(-1).to(dtype) - self.native.to(dtype).logsumexp(-1)).exp()
+        return here if shows is None else here * shows
+
+
+class Tokens(Learned):
+    r"""The network predicts logits of the data token at each position of a mixture path.
 
     Parameters
     ----------
@@ -44,8 +60,21 @@ class Tokens(Predictor):
         returns logits ``(B, *S, K)`` over the K data tokens.
     path
         The :class:`~genmatch.MixturePath` it is trained on.
-    time, divergence
-        As for the other predictors; cross-entropy by default.
+    time
+        As for the other predictors.
+    divergence
+        :class:`~genmatch.divergences.CrossEntropy` (the default) trains the posterior.
+        :class:`~genmatch.divergences.GeneralisedKL` trains the rates, with the same best network: a position's loss is
+        the divergence of the rates given the data from the network's,
+
+        .. math:: \sum_{y\ne x} D\bigl(Q^z(y, x), Q^\theta(y, x)\bigr) = \frac{\dot\kappa}{1-\kappa}
+           \begin{cases} -\log p^\theta(z) - p^\theta(x) & x \ne z \\ 1 - p^\theta(x) & x = z \end{cases}
+
+        on a masked path :math:`-\frac{\dot\kappa}{1-\kappa}\log p^\theta(z)` at the masks. Its mean over uniform t,
+        summed over positions, bounds :math:`-\log p^\theta_1(z)` from above, in nats: it is the divergence of the two
+        processes. The hazard is infinite at t = 1, so that time is refused; on an unmasked path a network whose
+        :math:`1 - p^\theta(x)` does not vanish like :math:`1 - \kappa` has an infinite divergence, and is trained up to
+        ``time=gm.times.Uniform(high=0.999)``, say.
     """
 
     kind = "tokens"
@@ -72,16 +101,19 @@ class Tokens(Predictor):
         """The path's numbers."""
         return self.path.at(t, until)
 
-    def native(self, x: Tensor, instant: MixtureInstant, condition: Condition = None) -> Tensor:
-        """The network's logits ``(B, *S, K)``; a wrong shape raises."""
-        logits = call(self.network, x, self.time(instant), condition)
-        if logits.shape != (*x.shape, self.path.vocabulary):
+    def inputs(self, x: Tensor, instant: MixtureInstant) -> Tensor:
+        """The tokens."""
+        return x
+
+    def checked(self, output: Tensor, x: Tensor) -> Tensor:
+        """The logits ``(B, *S, K)``."""
+        if output.shape != (*x.shape, self.path.vocabulary):
             raise ValueError(
-                f"the network returned shape {tuple(logits.shape)} for tokens of shape {tuple(x.shape)}: it needs "
+                f"the network returned shape {tuple(output.shape)} for tokens of shape {tuple(x.shape)}: it needs "
                 f"{(*x.shape, self.path.vocabulary)}, one logit for each of the {self.path.vocabulary} data tokens "
                 "(none for the mask)"
             )
-        return logits
+        return output
 
     def prediction(self, x: Tensor, instant: MixtureInstant, native: Tensor) -> TokenPrediction:
         """The readings of ``native``."""
@@ -96,8 +128,11 @@ class Tokens(Predictor):
         return x1 if self.path.padding is None else torch.where(x1 == self.path.padding, 0, x1)
 
     def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: MixtureInstant) -> Tensor:
-        """The divergence of the data tokens from the logits."""
-        return self.divergence(self.target(x0, x1, instant), native)
+        """The divergence of the data tokens from the logits, or of the rates given the data from the network's."""
+        target = self.target(x0, x1, instant)
+        if not isinstance(self.divergence, GeneralisedKL):
+            return self.divergence(target, native)
+        return _hazard(instant) * _rate_divergence(target, native, x, self.path)
 
     def scored(self, x: Tensor, x1: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Where the posterior is not known already: masked positions of a masked path, never padding."""
@@ -115,3 +150,26 @@ class Tokens(Predictor):
 
     def extra_repr(self) -> str:
         return f"path={self.path!r}"
+
+
+def _rate_divergence(target: Tensor, native: Tensor, x: Tensor, path: MixturePath) -> Tensor:
+    """The generalised Kullback-Leibler divergence of rates to other tokens than x, for a hazard of 1, ``(B, *S)``."""
+    entropy = CrossEntropy()(target, native)
+    if path.mask is not None:
+        return entropy  # where a mask shows; elsewhere nothing is scored
+    here = torch.where(x == path.padding, 0, x) if path.padding is not None else x
+    stays = (-CrossEntropy()(here, native)).exp()
+    return torch.where(here == target, 1.0, entropy) - stays
+
+
+def _hazard(instant: MixtureInstant) -> Number:
+    hazard = instant.hazard
+    if not isinstance(hazard, Tensor):
+        infinite = not math.isfinite(hazard)
+    elif hazard.device.type == "cpu" and not torch.compiler.is_compiling():
+        infinite = not bool(hazard.isfinite().all())
+    else:  # reading the values would make a GPU wait
+        infinite = False
+    if infinite:
+        raise ValueError("rates are trained at t < 1: the hazard kappa'/(1 - kappa) is infinite where kappa is 1")
+    return hazard

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..generators import Operator, OperatorInstant
 from ..predict.predictor import Condition
 from ..schedules import Schedule
 from ..spaces import Space
-from ..triplet import Triplet
+from ..spaces.states import State
+from ..triplet import Triplet, Triplets
 
 __all__ = ["Field"]
 
@@ -37,7 +38,7 @@ class Field:
     __slots__ = ("_known", "condition", "fixed", "like", "models", "operator", "space")
 
     def __init__(
-        self, operator: Operator, like: Tensor, condition: Condition = None, fixed: Tensor | None = None
+        self, operator: Operator, like: State, condition: Condition = None, fixed: State | None = None
     ) -> None:
         self.operator, self.like, self.condition, self.fixed = operator, like, condition, fixed
         self.space: Space = operator.path.space
@@ -58,24 +59,24 @@ class Field:
             self._known.update(zip([keys[i] for i in missing], found, strict=True))
         return [self._known[key] for key in keys]
 
-    def __call__(self, x: Tensor, instant: OperatorInstant) -> Triplet:
+    def __call__(self, x: State, instant: OperatorInstant) -> Any:
         """The triplet at ``x``: each network runs once."""
         operator = self.operator
         triplet = operator.read(x, instant, operator.predict(x, instant, self.condition))
-        if self.fixed is None or triplet.rates is None:
+        if self.fixed is None:
             return triplet
-        return Triplet(triplet.drift, triplet.variance, triplet.rates.keep(~self.fixed))
+        if isinstance(triplet, Triplets):
+            return Triplets({name: _hold(part, self.fixed.get(name)) for name, part in triplet.items()})
+        return _hold(triplet, self.fixed)
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
         """The output of the only network, in the state's dtype: under autocast it may come in less."""
         output = self.models[0].native(x, instant.models[0], self.condition)
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
-    def probe(self, instant: OperatorInstant) -> Triplet:
+    def probe(self, instant: OperatorInstant) -> Any:
         """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""
-        # On a masked path only the mask may move.
-        mask = getattr(self.operator.path, "mask", None)
-        x = torch.full_like(self.like[:1], 1 if mask is None else mask)
+        x = _made_up(self.operator.path, self.like)
         made_up: list[Any] = [
             model.prediction(x, i, model.blank(x)) for model, i in zip(self.models, instant.models, strict=True)
         ]
@@ -98,14 +99,31 @@ class Field:
         """Whether drift and variance are finite there (rates may be infinite: a certain jump)."""
         # Where a schedule's derivative is infinite so is every velocity, also one that a network returns untouched.
         for model in self.models:
-            if model.kind == "velocity" and not _finite_derivatives(model.path.schedule, instant.t):
+            own = model.models.values() if model.kind == "product" else (model,)
+            if any(m.kind == "velocity" and not _finite_derivatives(m.path.schedule, instant.t) for m in own):
                 return False
         triplet = self.probe(instant)
         return all(
             bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)
-            for part in (triplet.drift, triplet.variance)
+            for own in (triplet.values() if isinstance(triplet, Triplets) else (triplet,))
+            for part in (own.drift, own.variance)
             if part is not None
         )
+
+
+def _hold(triplet: Triplet, fixed: Tensor | None) -> Triplet:
+    """The triplet without the jumps of fixed positions."""
+    if fixed is None or triplet.rates is None:
+        return triplet
+    return Triplet(triplet.drift, triplet.variance, triplet.rates.keep(~fixed))
+
+
+def _made_up(path: Any, like: State) -> State:
+    """One state on which a plan may look at an operator. On a masked path only the mask may move."""
+    if isinstance(like, Mapping):
+        return {name: _made_up(path.factors[name], part) for name, part in like.items()}
+    mask = getattr(path, "mask", None)
+    return torch.full_like(like[:1], 1 if mask is None else mask)
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..generators import OperatorInstant
 from ..random import Draws
+from ..spaces.states import State
 from ..triplet import Triplet
 from .exponential import Exponential, Transition, apply_transition
 from .field import Field
@@ -69,7 +70,7 @@ class RungeKutta(Solver):
                 f"{type(self).__name__} needs additive noise, the same at every state: a method of several stages "
                 "would converge to another law. Use gm.solvers.Euler()"
             )
-        if "rates" in parts:
+        if "rates" in parts or len(self.c) == 1:  # what a path knows as averages over the step
             rows = [field.at(starts, ends)]
         else:
             # A stage at c = 1 is at the exact grid point.
@@ -87,14 +88,16 @@ class RungeKutta(Solver):
 
     def _last(self, field: Field, times: Tensor, step: Step) -> Step:
         if Exponential.why_not(field):
-            return Step(step.h, step.instants[:1])  # one Euler step: it looks at the start alone
+            last = field.at(times[-2:-1], times[-1:])
+            field.settle(step.instants[0], last)
+            return Step(step.h, tuple(last))  # one Euler step: it looks at the start alone
         return Step(step.h, step.instants[:1], Exponential(order=1).plan(field, times[-2:])[0])
 
     def evaluations(self, plan: Sequence[Step]) -> int:
         """One for each stage."""
         return sum(len(step.instants) for step in plan)
 
-    def step(self, field: Field, x: Tensor, c: Step, draws: Draws, carry: None) -> tuple[Tensor, None]:
+    def step(self, field: Field, x: State, c: Step, draws: Draws, carry: None) -> tuple[State, None]:
         """One step; see the class."""
         if c.last is not None:
             return apply_transition(field, x, c.last, draws)[0], None
@@ -102,7 +105,7 @@ class RungeKutta(Solver):
         first = field(x, c.instants[0])
         if len(c.instants) == 1:
             return space.move(x, first, h, draws), None
-        noise = None if first.variance is None else space.brownian(x, draws)
+        noise = space.brownian(x, draws) if "variance" in first.parts else None
         slopes = [first]
         for weights, instant in zip(self.a[1:], c.instants[1:], strict=True):
             slopes.append(field(space.move(x, _combine(weights, slopes), h, draws, noise), instant))

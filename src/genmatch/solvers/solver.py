@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..random import Draws
+from ..spaces.states import State
+from ..triplet import Triplets
 from .field import Field
 
 __all__ = ["Solver"]
@@ -42,14 +44,14 @@ class Solver(ABC):
         """One tuple of host numbers for each step between the float64 ``times``."""
 
     @abstractmethod
-    def step(self, field: Field, x: Tensor, c: Any, draws: Draws, carry: Any) -> tuple[Tensor, Any]:
+    def step(self, field: Field, x: State, c: Any, draws: Draws, carry: Any) -> tuple[State, Any]:
         """The state ``(B, *S)`` after one step, and what the next step needs to know of it."""
 
     @abstractmethod
     def evaluations(self, plan: Sequence[Any]) -> int:
         """How often each network runs in a plan."""
 
-    def start(self, field: Field, x: Tensor) -> Any:
+    def start(self, field: Field, x: State) -> Any:
         """What the first step needs to know of the past: nothing."""
         return None
 
@@ -74,9 +76,11 @@ def refuse_negative(field: Field, rows: Sequence[Any]) -> None:
         if all(weight >= 0 for weight in instant.weights):
             continue
         triplet = field.probe(instant)
-        if triplet.rates is not None and any(bool((torch.as_tensor(r.total) < 0).any()) for r in triplet.rates.terms):
+        parts = triplet.values() if isinstance(triplet, Triplets) else (triplet,)
+        rates = [term.total for part in parts if part.rates is not None for term in part.rates.terms]
+        if any(bool((torch.as_tensor(total) < 0).any()) for total in rates):
             raise ValueError(f"the weights {instant.weights} make a jump rate negative at t = {instant.t:g}")
-        if triplet.variance is not None and bool((torch.as_tensor(triplet.variance) < 0).any()):
+        if any(part.variance is not None and bool((torch.as_tensor(part.variance) < 0).any()) for part in parts):
             raise ValueError(
                 f"the weights {instant.weights} make the variance negative at t = {instant.t:g}: "
                 "the diffusions subtracted carry more noise than those added"

@@ -1,5 +1,6 @@
 """State spaces: the only place where a state is moved."""
 
+from .product import Product
 from .space import Euclidean, Space, Tokens
 
-__all__ = ["Euclidean", "Space", "Tokens"]
+__all__ = ["Euclidean", "Product", "Space", "Tokens"]

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..random import Draws
 from ..schedules import Number
 from ..triplet import Triplet, second_order
+from .states import State
 
 __all__ = ["Euclidean", "Space", "Tokens"]
 
@@ -39,22 +41,22 @@ class Space(ABC):
     discrete: bool = False
 
     @abstractmethod
-    def check(self, x: Tensor) -> None:
+    def check(self, x: State) -> None:
         """Raise unless ``x`` has the dtype and (outside a compiled graph and on a CPU) the values of a state here."""
 
     @abstractmethod
-    def brownian(self, x: Tensor, draws: Draws) -> Tensor:
+    def brownian(self, x: State, draws: Draws) -> State:
         """Standard Brownian noise at ``x``: drawn once per step and shared between the stages of the step."""
 
     @abstractmethod
-    def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
+    def move(self, x: State, triplet: Any, h: Number, draws: Draws, noise: State | None = None) -> State:
         """The state after a time ``h`` with the parts of ``triplet`` frozen.
 
         ``noise`` is what :meth:`brownian` gave; it is drawn here if it is missing and needed.
         """
 
     @abstractmethod
-    def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
+    def second_order(self, function: Callable[[Tensor], Tensor], x: State, variance: Tensor) -> Tensor:
         r"""The second-order part of a generator, :math:`\tfrac12\Sigma\cdot\nabla^2 f` at ``x``, ``(B,)``."""
 
 

@@ -14,12 +14,22 @@ from ..data.labelled import Labelled
 __all__ = ["Batch", "Batches", "hint", "name_parts", "place"]
 
 
+FACTOR = "x1/"  # before the names of a product's factors, which travel among the conditions
+
+
 class Batch(NamedTuple):
     """One pass through the network: data ``(B, *S)``, conditions with B rows, index of the first sample in the step."""
 
     x1: Tensor
     condition: dict[str, Tensor] | None
     first_index: int
+
+    def read(self) -> tuple[Tensor | dict[str, Tensor], dict[str, Tensor] | None]:
+        """The data, on a product a dict of its factors, and the conditions."""
+        named = self.condition or {}
+        factors = {name.removeprefix(FACTOR): value for name, value in named.items() if name.startswith(FACTOR)}
+        rest = {name: value for name, value in named.items() if not name.startswith(FACTOR)}
+        return factors or self.x1, rest or None
 
 
 class Batches(ABC):
@@ -45,14 +55,20 @@ class Batches(ABC):
 def name_parts(item: Any, names: Sequence[str], what: str) -> tuple[Tensor, dict[str, Tensor]]:
     """``x1``, ``(x1, {"label": y})`` or, with names for what follows x1, ``(x1, y, ...)`` as data and conditions.
 
+    Where x1 is a dict, the state of a product, its first factor stands for it and all are among the conditions.
+
     Raises
     ------
     TypeError, ValueError
         If ``item``, called ``what`` in the message, is none of these, or the tensors have different lengths.
     """
     parts = list(item) if isinstance(item, tuple | list | Labelled) else [item]
-    if not parts:
+    if not parts or parts[0] == {}:
         raise ValueError(f"{what} is empty")
+    factors = {}
+    if isinstance(parts[0], Mapping):
+        factors = {f"{FACTOR}{name}": value for name, value in parts[0].items()}
+        parts[0] = next(iter(factors.values()))
     if len(parts) == 2 and isinstance(parts[1], Mapping):
         if names:
             raise ValueError(f"{what} names its conditions itself, {list(parts[1])}: leave condition= out")
@@ -64,9 +80,13 @@ def name_parts(item: Any, names: Sequence[str], what: str) -> tuple[Tensor, dict
             f"{what} has {len(parts) - 1} tensors after x1, and condition= names {len(names)} {list(names)}: name each "
             'of them, by condition="label" or a list of names, or pass (x1, {"label": y})'
         )
-    for name, value in {"x1": parts[0], **named}.items():
+    for name in named:
         if not isinstance(name, str):
             raise TypeError(f"{what} has a condition called {name!r}: names are strings")
+        if name.startswith(FACTOR):
+            raise ValueError(f"{what} has a condition called {name!r}: names with {FACTOR!r} are a product's factors")
+    named = {**factors, **named}
+    for name, value in {"x1": parts[0], **named}.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} in {what} must be a tensor, got {type(value).__name__}{hint(value)}")
         if value.ndim < 1 or len(value) != len(parts[0]):

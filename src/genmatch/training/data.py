@@ -35,6 +35,8 @@ def make_batches(
         raise ValueError(f"condition must be a name or a list of different names, got {condition!r}")
     if isinstance(data, TensorDataset):
         data = data.tensors
+    if isinstance(data, Mapping) and data and all(isinstance(part, Tensor) for part in data.values()):
+        data = (data,)  # the states of a product
     if isinstance(data, Tensor | tuple | Labelled):
         x1, named = name_parts(data, names, "data")
         size = BATCH if batch_size is None else batch_size

@@ -82,7 +82,8 @@ class Trainer:
     def _evaluate(self, batch: Batch, step: int) -> Tensor:
         draws = Draws(self.seed, batch.x1.shape[0], first_index=batch.first_index, step=step, device=self.device)
         with self._precision():
-            loss = self.loss(self.model, batch.x1, condition=batch.condition, draws=draws)
+            x1, condition = batch.read()
+            loss = self.loss(self.model, x1, condition=condition, draws=draws)
         if not isinstance(loss, Tensor) or loss.shape != ():
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {got}")
