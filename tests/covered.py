@@ -6,9 +6,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 
-FORWARD_EQUATION = {"Product": "products/test_products.py::test_the_forward_equation_holds"}
-ORDER: dict[str, str] = {}
-PATHS = {"ProductPath": "products/test_products.py::test_the_sampler_reproduces_the_joint_law"}
+FORWARD_EQUATION = {
+    "Jump": "jumps/test_jump_sampling.py::test_the_forward_equation_to_the_width_of_the_bins",
+    "MinimalJump": "jumps/test_minimal_jump.py::test_the_forward_equation_on_points",
+    "MixtureJump": "jumps/test_mixture_jump.py::test_the_forward_equation",
+    "Product": "products/test_products.py::test_the_forward_equation_holds",
+    "PureDiffusion": "jumps/test_interval.py::test_the_marginal_forward_equation",
+}
+ORDER: dict[str, str] = {
+    "Strang": "jumps/test_splitting.py::test_strang_is_of_order_two_and_lie_of_order_one",
+    "TwoEvent": "jumps/test_splitting.py::test_two_events_are_of_order_two_and_a_leap_of_order_one",
+}
+PATHS = {
+    "ContinuousMixturePath": "jumps/test_mixture_jump.py::test_samples_have_the_marginal_law",
+    "IntervalPath": "jumps/test_interval.py::test_the_conditional_process_arrives_and_stays",
+    "ProductPath": "products/test_products.py::test_the_sampler_reproduces_the_joint_law",
+}
 
 
 def proved(where: dict[str, str]) -> set[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .schedules import Schedule, check_positive
 
-__all__ = ["karras", "log_snr", "quadratic", "shifted", "uniform"]
+__all__ = ["hazard", "karras", "log_snr", "quadratic", "shifted", "uniform"]
 
 _ROUNDING = 1e-9
 
@@ -41,6 +41,22 @@ def shifted(steps: int, shift: float, start: float = 0.0, stop: float = 1.0) -> 
     check_positive("shift", shift)
     r = _fractions(steps)
     return _span(r / (r + shift * (1 - r)), start, stop)
+
+
+def hazard(steps: int, start: float = 0.0, stop: float = 0.999) -> Tensor:
+    r"""Equal steps in :math:`-\log(1 - t)`: :math:`1 - t` falls by the same factor in each.
+
+    For jumps, which come at the rate :math:`1/(1-t)` on a Gaussian path under CondOT and on a mixture path: as many in
+    each step. ``stop`` must be below 1, where the grid would have no end; a last point at 1 may be appended.
+    """
+    if not 0 <= start < stop < 1:
+        raise ValueError(
+            f"a grid in -log(1 - t) needs 0 <= start < stop < 1, got {start} and {stop}: stop near 1, at 0.999 say"
+        )
+    r = _fractions(steps)
+    times = 1 - (1 - start) * ((1 - stop) / (1 - start)) ** r
+    times[0], times[-1] = start, stop
+    return times
 
 
 def karras(

@@ -49,8 +49,8 @@ class Landing(ABC):
         """Landings for uniforms in [0, 1): one a position, or one a state. ``draws`` for laws that need more."""
 
     @abstractmethod
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Landing:
-        """The law of the selected positions (or states) alone, ``where`` a bool mask or what indexes as one does."""
+    def take(self, where: Tensor) -> Landing:
+        """The law of some positions (or states) alone: a bool mask, or the numbers of positions in flattened order."""
 
     @abstractmethod
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ class Categorical(Landing):
         """Values, int64, by inverting the distribution function at the uniforms."""
         return invert(self.logits, uniform)[0]
 
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Categorical:
-        return Categorical(self.logits[where])
+    def take(self, where: Tensor) -> Categorical:
+        return Categorical(_rows(self.logits, where))
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
         values = torch.arange(self.logits.shape[-1], device=x.device, dtype=x.dtype)
@@ -112,7 +112,7 @@ class Listed(Landing):
             torch.searchsorted(edges, _below(uniform.to(edges.dtype) * edges[-1], edges[-1]), right=True)
         ]
 
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Listed:
+    def take(self, where: Tensor) -> Listed:
         return self
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -151,8 +151,8 @@ class Bins(Landing):
         edges = self.edges.to(rest.dtype)
         return edges[index] + rest * (edges[index + 1] - edges[index])
 
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Bins:
-        return Bins(self.logits[where], self.edges)
+    def take(self, where: Tensor) -> Bins:
+        return Bins(_rows(self.logits, where), self.edges)
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
         nodes, weights = _legendre(x)
@@ -187,7 +187,7 @@ class Atoms(Landing):
         logits = self.logits.expand(len(uniform), -1)
         return self.points[invert(logits, uniform)[0]]
 
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Atoms:
+    def take(self, where: Tensor) -> Atoms:
         return self if len(self.logits) == 1 else Atoms(self.points, self.logits[where])
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class Sampler(Landing):
     __slots__ = ("function", "where")
     whole = True
 
-    def __init__(self, function: Callable[[Draws], Tensor], where: Tensor | tuple[Tensor, ...] | None = None) -> None:
+    def __init__(self, function: Callable[[Draws], Tensor], where: Tensor | None = None) -> None:
         if not callable(function):
             raise TypeError(f"a sampler is a function of draws, got {type(function).__name__}")
         self.function, self.where = function, where
@@ -215,7 +215,7 @@ class Sampler(Landing):
         landed = self.function(draws)
         return landed if self.where is None else landed[self.where]
 
-    def take(self, where: Tensor | tuple[Tensor, ...]) -> Sampler:
+    def take(self, where: Tensor) -> Sampler:
         return Sampler(self.function, where)
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor, total: Tensor) -> Tensor:
@@ -328,20 +328,31 @@ def _leap(terms: list[Term], x: Tensor, h: Number, shape, draws: Draws, whether:
         if term.where.whole:
             x = _land_whole(term.where, x, mask, second, draws.fork(where), sparse)
         elif sparse:
-            index = mask.nonzero(as_tuple=True)
-            x = x.index_put(index, _land_some(term.where, index, second[index], draws.fork(where)).to(x.dtype))
+            rows = mask.flatten().nonzero().squeeze(1)
+            landed = _land_some(term.where, rows, second.flatten()[rows], draws.fork(where)).to(x.dtype)
+            x = x.flatten().index_put((rows,), landed).reshape(x.shape)
         else:
             x = torch.where(mask, term.where.land(second, draws.fork(where)).to(x.dtype), x)
     return x
 
 
-def _land_some(where: Landing, index: tuple[Tensor, ...], uniform: Tensor, draws: Draws) -> Tensor:
-    """Landings of the indexed positions, a few at a time: what a law is made of then never leaves the cache."""
+def _land_some(where: Landing, rows: Tensor, uniform: Tensor, draws: Draws) -> Tensor:
+    """Landings of the numbered positions, a few at a time: what a law is made of then never leaves the cache."""
     size = max(1, CACHED // where.width)
-    if len(uniform) <= size:
-        return where.take(index).land(uniform, draws)
-    parts = zip(*(part.split(size) for part in (uniform, *index)), strict=True)
-    return torch.cat([where.take(tuple(part)).land(level, draws) for level, *part in parts])
+    if len(rows) <= size:
+        return where.take(rows).land(uniform, draws)
+    parts = zip(rows.split(size), uniform.split(size), strict=True)
+    return torch.cat([where.take(part).land(level, draws) for part, level in parts])
+
+
+def _rows(logits: Tensor, where: Tensor) -> Tensor:
+    """Rows of logits ``(*S, K)`` under a bool mask, or by their numbers in flattened order."""
+    if where.dtype == torch.bool:
+        return logits[where]
+    try:
+        return logits.view(-1, logits.shape[-1]).index_select(0, where)
+    except RuntimeError:  # no view: laws shared by some dimensions, which are not to be copied whole
+        return logits[torch.unravel_index(where, logits.shape[:-1])]
 
 
 def _land_whole(where: Landing, x: Tensor, mask: Tensor, uniform: Tensor, draws: Draws, sparse: bool) -> Tensor:

@@ -11,9 +11,9 @@ from ..predict.tokens import TokenPrediction
 from ..rates import Categorical, Rates, Term
 from ..schedules import Number
 from ..triplet import Triplet
-from .operator import Generator
+from .operator import Generator, check_reading
 
-__all__ = ["CTMC"]
+__all__ = ["CTMC", "check_tokens", "mobility"]
 
 CERTAIN = 1e30  # for the infinite hazard of a step that ends at the data: weights of a sum keep their shares of it
 
@@ -37,15 +37,31 @@ class CTMC(Generator):
 
     def __init__(self, model: Predictor) -> None:
         super().__init__(model)
-        if not isinstance(model.path, MixturePath):
-            raise TypeError(f"CTMC needs a model on a MixturePath such as gm.predict.Tokens, got one on {model.path!r}")
+        check_tokens(self, model)
 
     def triplet(self, x: Tensor, t: Number, prediction: TokenPrediction) -> Triplet:
         """Total rates at the path's hazard, and the network's logits: no table of rates."""
         hazard, logits = prediction.instant.hazard, prediction.logits
         hazard = hazard.clamp(max=CERTAIN) if isinstance(hazard, Tensor) else min(hazard, CERTAIN)
-        movable = self.path.movable(x)  # type: ignore[attr-defined]
-        # float32 at least, whatever the logits are: half precision would round the chance of a jump.
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = torch.ones(x.shape, dtype=dtype, device=x.device) if movable is None else movable.to(dtype)
+        total = mobility(self.path, x, logits)  # type: ignore[arg-type]
         return Triplet(rates=Rates(Term(total * hazard, Categorical(logits))))
+
+
+def check_tokens(generator: Generator, model: Predictor) -> None:
+    """Raise unless a model predicts tokens on a mixture path."""
+    if not isinstance(model.path, MixturePath):
+        raise TypeError(
+            f"{type(generator).__name__} needs a model on a MixturePath such as gm.predict.Tokens, got one on "
+            f"{model.path!r}"
+        )
+    check_reading(generator, model, "logits")
+
+
+def mobility(path: MixturePath, x: Tensor, logits: Tensor) -> Tensor:
+    """1 where the posterior may move a position, 0 elsewhere, ``(B, *S)``.
+
+    float32 at least, whatever the logits are: half precision would round the chance of a jump.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    movable = path.movable(x)
+    return torch.ones(x.shape, dtype=dtype, device=x.device) if movable is None else movable.to(dtype)

@@ -1,4 +1,6 @@
-r"""Generators on Gaussian paths.
+r"""The flow, the noise that leaves a path alone, and their sum.
+
+They read a velocity and a score. On a Gaussian path any network gives both; elsewhere a model has them or has not.
 
 References
 ----------
@@ -10,16 +12,18 @@ References
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..diffusivity import Diffusivity, Function, Memoryless
+from ..diffusivity import Diffusivity, EndpointSafe, Function, Memoryless, StateDiffusivity
 from ..paths import GaussianPath
 from ..predict import Predictor
-from ..predict.affine import Prediction
 from ..schedules import Number
 from ..triplet import Triplet
+from .multiplicative import Multiplicative, moving
 from .operator import Generator, Superposition
+from .readings import check_affine, half_noise
 
 __all__ = ["Diffusion", "Flow", "Langevin"]
 
@@ -35,9 +39,9 @@ class Flow(Generator):
 
     def __init__(self, model: Predictor) -> None:
         super().__init__(model)
-        _needs_reading(self, model, "velocity")
+        check_affine(self, model, "velocity")
 
-    def triplet(self, x: Tensor, t: Number, prediction: Prediction) -> Triplet:
+    def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
         """The velocity."""
         return Triplet(drift=prediction.velocity)
 
@@ -51,15 +55,17 @@ class Langevin(Generator):
     Parameters
     ----------
     model
-        A predictor on a path with a score.
+        A predictor with a score: on a Gaussian path, or one whose readings have it.
     diffusivity
         :math:`g_t^2`: a :class:`~genmatch.diffusivity.Diffusivity`, or a function of t that returns the variance; if it
-        is a module its parameters are the generator's.
+        is a module its parameters are the generator's. Memoryless by default, on a Gaussian path; there is no default
+        elsewhere.
 
     Raises
     ------
-    ValueError
-        If the path has no score, or a function of t gives a variance that is negative or nan.
+    TypeError, ValueError
+        If the model has no score; if the noise is made for Gaussian paths and the path is none, or depends on the state
+        (:class:`Multiplicative` takes that); if a function of t gives a variance that is negative or nan.
     """
 
     speed = 0.0
@@ -67,17 +73,28 @@ class Langevin(Generator):
 
     def __init__(self, model: Predictor, diffusivity: Diffusivity | Callable[[Number], Number] | None = None) -> None:
         super().__init__(model)
-        _needs_reading(self, model, "score")
+        check_affine(self, model, "score")
         if isinstance(diffusivity, (int, float)):
             raise TypeError(
                 f"diffusivity must say what the number is: gm.diffusivity.Constant({diffusivity}) is a variance"
+            )
+        if isinstance(diffusivity, StateDiffusivity):
+            raise TypeError(
+                f"the noise of Langevin is the same at every state, got {type(diffusivity).__name__}: "
+                "use gm.Multiplicative(model, ...), or gm.Diffusion, which takes both"
+            )
+        if not isinstance(model.path, GaussianPath) and isinstance(diffusivity, (type(None), Memoryless, EndpointSafe)):
+            name = "the default, Memoryless" if diffusivity is None else type(diffusivity).__name__
+            raise ValueError(
+                f"{name} is noise for Gaussian paths, and {model.path!r} is none: "
+                "give gm.diffusivity.Constant(variance) or a function of t"
             )
         diffusivity = Memoryless() if diffusivity is None else diffusivity
         if isinstance(diffusivity, nn.Module) and not isinstance(diffusivity, Diffusivity):
             self.function = diffusivity  # registered: Function is no module
         self.diffusivity = diffusivity if isinstance(diffusivity, Diffusivity) else Function(diffusivity)
 
-    def triplet(self, x: Tensor, t: Number, prediction: Prediction) -> Triplet:
+    def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
         """Half the variance times the score, and the variance."""
         instant = prediction.instant
         variance = self.diffusivity.variance(instant)
@@ -85,42 +102,31 @@ class Langevin(Generator):
             raise ValueError(
                 f"the diffusivity is {variance:g} at t = {instant.t:g}: it is a variance per unit of time, at least 0"
             )
-        if prediction.model.kind == "score":
-            return Triplet(drift=variance / 2 * prediction.native, variance=variance)
-        # By the noise and not by the score: the quotient by sigma is taken where its limit is known.
-        drift = prediction.combine(0.0, -0.5 * self.diffusivity.per_sigma(instant))
-        return Triplet(drift=drift, variance=variance)
+        return Triplet(drift=half_noise(prediction, self.diffusivity, variance), variance=variance)
 
 
 class Diffusion(Superposition):
-    r"""Flow + Langevin: :math:`dX = (u_t + \tfrac12 g_t^2\nabla\log p_t)\,dt + g_t\,dW`.
+    r"""Flow + noise: :math:`dX = (u_t + \tfrac12 g_t^2\nabla\log p_t)\,dt + g_t\,dW`.
 
     The same marginals as the flow, by random paths. With :class:`~genmatch.diffusivity.Memoryless` (the default) it is
-    the reverse of the noising diffusion, and one exponential step of order 1 is the DDPM posterior.
+    the reverse of the noising diffusion, and one exponential step of order 1 is the DDPM posterior. Noise that depends
+    on the state is :class:`Multiplicative`, all other is :class:`Langevin`.
 
     Parameters
     ----------
     model
         A predictor on a path with a score.
     diffusivity
-        :math:`g_t^2`, as for :class:`Langevin`.
+        :math:`g_t^2`, as for :class:`Langevin`, or a :class:`~genmatch.diffusivity.StateDiffusivity`.
     """
 
-    def __init__(self, model: Predictor, diffusivity: Diffusivity | Callable[[Number], Number] | None = None) -> None:
-        super().__init__([(1.0, Flow(model)), (1.0, Langevin(model, diffusivity))])
-
-
-def _needs_reading(generator: Generator, model: Predictor, reading: str) -> None:
-    path = model.path
-    if not isinstance(path, GaussianPath):
-        raise TypeError(f"{type(generator).__name__} needs a model on a GaussianPath, got one on {path!r}")
-    kind = getattr(model, "kind", "")
-    if not path.readable and kind != reading:
-        raise ValueError(
-            f"on {path!r} noise is added to the state, so the {reading} cannot be read off a {kind} network"
-        )
-    if reading == "score" and not path.has_score:
-        raise ValueError(
-            f"{type(generator).__name__} needs the score, and there is none to be read on {path!r}: "
-            f"{path.why_no_score()}. Use Flow, or an independent coupling with the standard normal source"
-        )
+    def __init__(
+        self,
+        model: Predictor,
+        diffusivity: Diffusivity | StateDiffusivity | Callable[[Number], Number] | None = None,
+    ) -> None:
+        if isinstance(diffusivity, StateDiffusivity):
+            model = moving(model, diffusivity)  # here, so that flow and noise share one run of the network
+            super().__init__([(1.0, Flow(model)), (1.0, Multiplicative(model, diffusivity))])
+        else:
+            super().__init__([(1.0, Flow(model)), (1.0, Langevin(model, diffusivity))])

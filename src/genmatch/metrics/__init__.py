@@ -9,15 +9,20 @@ features (given, or by ``features=network``)  :func:`frechet`, :func:`frechet_in
                                               :func:`precision_recall`, :func:`density_coverage`
 samples as they are                           :func:`sliced_wasserstein`, :func:`energy_distance`, :func:`mmd`
 training                                      :func:`loss_by_time`
+generators                                    :func:`kfe_residual`
 ============================================  ======================================================================
 """
 
 from __future__ import annotations
 
+from .densities import Density
 from .discrepancies import KID, MMD, energy_distance, kid, mmd
+from .families import default_test_functions
+from .forward_equation import kfe_residual
 from .losses import LossByTime, loss_by_time
 from .manifolds import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from .moments import Frechet, FrechetInfinity, Moments, frechet, frechet_infinity
+from .residuals import ForwardResidual
 from .trajectories import Curvature, Straightness, curvature, kinetic_energy, straightness
 from .transport import SlicedWasserstein, sliced_wasserstein
 
@@ -25,7 +30,9 @@ __all__ = [
     "KID",
     "MMD",
     "Curvature",
+    "Density",
     "DensityCoverage",
+    "ForwardResidual",
     "Frechet",
     "FrechetInfinity",
     "LossByTime",
@@ -34,10 +41,12 @@ __all__ = [
     "SlicedWasserstein",
     "Straightness",
     "curvature",
+    "default_test_functions",
     "density_coverage",
     "energy_distance",
     "frechet",
     "frechet_infinity",
+    "kfe_residual",
     "kid",
     "kinetic_energy",
     "loss_by_time",

@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,25 +19,29 @@ from torch import Tensor
 
 from ..couplings import Coupling, Independent
 from ..random import Draws
-from ..schedules import CondOT, Number, Schedule, along_batch
+from ..schedules import CondOT, Number, Schedule, along_batch, divide
 from ..spaces import Tokens
 from .path import NOISY, Path
 from .sources import Masked, Source, UniformTokens, check_ends
+from .token_sources import CategoricalTokens
 
 __all__ = ["MixtureInstant", "MixturePath"]
 
 
 class MixtureInstant(NamedTuple):
-    r"""A mixture path's numbers: t, :math:`\kappa_t`, and the hazard :math:`\dot\kappa/(1-\kappa)`.
+    r"""A mixture path's numbers: t, :math:`\kappa_t`, its hazard :math:`\dot\kappa/(1-\kappa)`, its slope.
 
     In a solver's plan the hazard is its average over the coming step, :math:`\frac1h\log\frac{1-\kappa_t}{1-\kappa_s}`:
     with it :math:`1 - e^{-h\lambda}` is exactly the probability :math:`(\kappa_s-\kappa_t)/(1-\kappa_t)` of a jump, and
-    1 on a step that ends at the data.
+    1 on a step that ends at the data. The slope :math:`\dot\kappa` is an average too, and ``ahead`` is
+    :math:`\kappa_s`; elsewhere it is :math:`\kappa_t`.
     """
 
     t: Number
     kappa: Number
     hazard: Number
+    slope: Number
+    ahead: Number
 
     def rows(self) -> list[MixtureInstant]:
         """The instants of a vector of times, one by one, as host floats."""
@@ -45,6 +50,26 @@ class MixtureInstant(NamedTuple):
     def broadcast(self, x: Tensor) -> MixtureInstant:
         """Per-sample values ``(B,)`` as ``(B, 1, ..., 1)``."""
         return MixtureInstant(*(along_batch(f, x) for f in self))
+
+    def backward(self, share: Number) -> Number:
+        r"""The rate at which data that show turn back into source, where the source gives what shows probability p.
+
+        :math:`\dot\kappa / (p + (1-p)\kappa)`, which for a mask (p = 0) is :math:`\dot\kappa/\kappa`. In a plan it is
+        an average over the step that counts a jump by the probability that the hazard does not undo it in the step,
+
+        .. math:: \frac{1-\kappa_s}{h}\Bigl[\log\frac{p + (1-p)\kappa}{1-\kappa}\Bigr]_{\kappa_t}^{\kappa_s} .
+
+        It is 0 on a step that ends at the data, where no source is left.
+        """
+        k, ahead = self.kappa, self.ahead
+        if isinstance(k, Tensor) or ahead <= k:
+            # Only a plan's host floats are averages.
+            return divide(self.slope, share + (1 - share) * k)
+        if ahead >= 1:
+            return 0.0
+        length = (ahead - k) / self.slope
+        now, then = (_log((share + (1 - share) * kappa) / (1 - kappa)) for kappa in (k, ahead))
+        return (1 - ahead) / length * (then - now)
 
 
 class MixturePath(Path):
@@ -63,7 +88,8 @@ class MixturePath(Path):
         An id outside 0 .. K - 1 for positions beyond the end of a sequence: they are never noised, never move, and
         carry no loss.
     source, coupling
-        As for :class:`GaussianPath`; the source given here replaces the uniform one.
+        As for :class:`GaussianPath`; the source given here replaces the uniform one. A source of known probabilities is
+        :class:`genmatch.paths.CategoricalTokens`.
     """
 
     def __init__(
@@ -105,18 +131,56 @@ class MixturePath(Path):
         self.vocabulary, self.mask, self.padding, self.schedule = vocabulary, mask, padding, schedule
         coupling = Independent() if coupling is None else coupling
         check_ends(source, coupling)
+        if isinstance(source, CategoricalTokens) and len(source.probabilities) != vocabulary:
+            raise ValueError(
+                f"the source has {len(source.probabilities)} tokens and the vocabulary {vocabulary}: give one "
+                "probability for each data token"
+            )
         self.source, self.coupling = source, coupling
         self.space = Tokens(vocabulary, tuple(extra for extra in (mask, padding) if extra is not None))
 
     def at(self, t: Tensor, until: Tensor | None = None) -> MixtureInstant:
         r""":math:`\kappa` and its hazard at ``t``, or the hazard's average over the steps from ``t`` to ``until``."""
         instant = self.schedule.at(t.double())  # 1 - kappa has no digits left in float32 near the data
-        rest = 1 - instant.alpha
+        kappa, rest = instant.alpha, 1 - instant.alpha
         if until is None:
-            hazard = instant.alpha_dot / rest
+            ahead, slope = kappa, instant.alpha_dot
+            hazard = slope / rest
         else:
-            hazard = (rest / (1 - self.schedule(until.double())[0])).log() / (until.double() - t.double())
-        return MixtureInstant(t, instant.alpha.to(t.dtype), hazard.to(t.dtype))
+            ahead, h = self.schedule(until.double())[0], until.double() - t.double()
+            hazard, slope = (rest / (1 - ahead)).log() / h, (ahead - kappa) / h
+        return MixtureInstant(t, *(value.to(t.dtype) for value in (kappa, hazard, slope, ahead)))
+
+    def per_token(self, t: Tensor) -> MixtureInstant:
+        r"""The numbers of a time for each position, ``t`` ``(B, *S)`` in [0, 1].
+
+        Pass it for a time, ``gm.matching_loss(model, x1, t=path.per_token(t))`` or ``path.sample(x0, x1, ...)``: each
+        position is then noised at its own time (diffusion forcing, arXiv 2407.01392). The network is fed
+        ``(B, *S)`` times.
+        """
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            what = f"{t.dtype}" if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"times of positions are a floating point tensor (B, *S), got {what}")
+        if t.ndim < 2:
+            raise ValueError(
+                f"times of positions have the shape (B, *S) of the tokens, got {tuple(t.shape)}: times of samples, "
+                "(B,), are passed as they are"
+            )
+        if t.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(
+                f"t must be in [0, 1], got {t.min().item():g} to {t.max().item():g}: 0 is noise, 1 is data"
+            )
+        return self.at(t.to(torch.promote_types(t.dtype, torch.float32)).contiguous())
+
+    def time(self, kappa: Tensor) -> Tensor:
+        r"""The times, float64, at which :math:`\kappa_t` takes the values asked, in [0, 1]; by bisection."""
+        kappa = kappa.double()
+        low, high = torch.zeros_like(kappa), torch.ones_like(kappa)
+        for _ in range(54):
+            middle = (low + high) / 2
+            above = self.schedule(middle)[0] > kappa
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
 
     def between(self, x0: Tensor, x1: Tensor, instant: MixtureInstant, draws: Draws) -> Tensor:
         r"""x1 with probability :math:`\kappa_t` at each position, x0 otherwise; padding stays. ``(B, *S)``."""
@@ -132,8 +196,8 @@ class MixturePath(Path):
         if instant.kappa <= NOISY:
             return ""
         return (
-            f"{self!r} is not noise at t = {instant.t:g}, where kappa = {instant.kappa:.3g}: pass states drawn from its "
-            "p_t, each token data with probability kappa_t, instead of a shape"
+            f"{self!r} is not noise at t = {instant.t:g}, where kappa = {instant.kappa:.3g}: pass states drawn from "
+            "its p_t, each token data with probability kappa_t, instead of a shape"
         )
 
     def movable(self, x: Tensor) -> Tensor | None:
@@ -144,6 +208,45 @@ class MixturePath(Path):
         if self.mask is not None:
             return x == self.mask
         return None if self.padding is None else x != self.padding
+
+    def shows(self, x: Tensor) -> Tensor | None:
+        """Where a token shows, bool ``(B, *S)``: neither a mask nor padding. ``None`` stands for everywhere."""
+        if self.mask is None:
+            return self.movable(x)
+        return (x != self.mask) if self.padding is None else (x != self.mask) & (x != self.padding)
+
+    def why_no_source(self) -> str:
+        r"""Why the posterior of the source, :math:`p_{0|t}`, cannot be told from that of the data; "" if it can."""
+        if not self.coupling.independent:
+            return f"{self.coupling!r} pairs source and data: what a position came from depends on where it goes"
+        if not isinstance(self.source, (Masked, UniformTokens, CategoricalTokens)):
+            return (
+                f"the probabilities of its source {self.source!r} are not known: use a mask, the uniform source or "
+                "gm.paths.CategoricalTokens"
+            )
+        return ""
+
+    def source_law(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids that the source draws, ``(V,)`` in the dtype of ``x``, and their probabilities, float64.
+
+        Raises :class:`ValueError` where they are not known; see :meth:`why_no_source`.
+        """
+        if self.mask is not None:
+            return x.new_tensor([self.mask]), torch.ones(1, dtype=torch.float64, device=x.device)
+        values = torch.arange(self.vocabulary, device=x.device).to(x.dtype)
+        if isinstance(self.source, CategoricalTokens):
+            return values, self.source.probabilities.to(x.device)
+        if isinstance(self.source, UniformTokens):
+            return values, torch.full((self.vocabulary,), 1 / self.vocabulary, dtype=torch.float64, device=x.device)
+        raise ValueError(f"the source's law is not known: {self.why_no_source()}")
+
+    def source_share(self, x: Tensor) -> Number:
+        """The probability that the source gives the token that shows at each position; a mask gives tokens none."""
+        if self.mask is not None:
+            return 0.0
+        if isinstance(self.source, UniformTokens):
+            return 1 / self.vocabulary
+        return self.source_law(x)[1][x.clamp(0, self.vocabulary - 1).long()]
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), self.vocabulary, self.mask, self.padding, self.schedule, self.source, self.coupling)
@@ -159,3 +262,9 @@ class MixturePath(Path):
         parts += [f"{n}={v}" for n, v in (("mask", self.mask), ("padding", self.padding)) if v is not None]
         parts += [] if self.schedule == CondOT() else [f"schedule={self.schedule!r}"]
         return f"MixturePath({', '.join(parts)})"
+
+
+def _log(value: Number) -> Number:
+    if isinstance(value, Tensor):
+        return value.log()
+    return math.log(value) if value > 0 else -math.inf

@@ -135,9 +135,11 @@ def asked_at(t: Any, prediction: Any) -> Any:
 
 
 def spread(time: Number, x: Tensor) -> Tensor:
-    """A time for each sample of ``x``, ``(B,)``."""
+    """A time for each sample of ``x``, ``(B,)``, or for each of its positions, ``(B, *S)``, as it was given."""
     dtype = x.dtype if x.is_floating_point() else torch.float32
     if isinstance(time, Tensor):
+        if time.shape == x.shape and time.numel() > len(x):
+            return time.to(x.device, dtype)
         return time.to(x.device, dtype).reshape(-1).expand(len(x))
     # A compiled graph takes the number as an input in a product, and would be compiled anew for each in a fill.
     compiling = torch.compiler.is_compiling()

@@ -120,8 +120,8 @@ class Tokens(Learned):
         return TokenPrediction(self, x, instant, native)
 
     def blank(self, x: Tensor) -> Tensor:
-        """Zero logits."""
-        return torch.zeros(*x.shape, self.path.vocabulary, device=x.device)
+        """Zero logits, one number in memory."""
+        return torch.zeros((), device=x.device).expand(*x.shape, self.path.vocabulary)
 
     def target(self, x0: Tensor, x1: Tensor, instant: MixtureInstant) -> Tensor:
         """The data tokens; padding stands in as token 0 and carries no loss."""

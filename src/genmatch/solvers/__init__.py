@@ -1,8 +1,32 @@
 """Solvers: pure steps over a plan of host numbers."""
 
+from .end_point import EndPoint
 from .exponential import DDIM, DDPM, Exponential
 from .field import Field
+from .first_hitting import FirstHitting
 from .runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from .solver import Solver
+from .strang import Strang
+from .thinning import Thinning
+from .two_event import TwoEvent
+from .unmasking import Confidence, Remasking
 
-__all__ = ["DDIM", "DDPM", "RK4", "Euler", "Exponential", "Field", "Heun", "Midpoint", "RungeKutta", "Solver"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "RK4",
+    "Confidence",
+    "EndPoint",
+    "Euler",
+    "Exponential",
+    "Field",
+    "FirstHitting",
+    "Heun",
+    "Midpoint",
+    "Remasking",
+    "RungeKutta",
+    "Solver",
+    "Strang",
+    "Thinning",
+    "TwoEvent",
+]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..generators import Operator, OperatorInstant
 from ..predict.predictor import Condition
 from ..schedules import Schedule
-from ..spaces import Space
+from ..spaces import Manifold, Space
 from ..spaces.states import State
 from ..triplet import Triplet, Triplets
 
@@ -123,7 +123,8 @@ def _made_up(path: Any, like: State) -> State:
     if isinstance(like, Mapping):
         return {name: _made_up(path.factors[name], part) for name, part in like.items()}
     mask = getattr(path, "mask", None)
-    return torch.full_like(like[:1], 1 if mask is None else mask)
+    x = torch.full_like(like[:1], 1 if mask is None else mask)
+    return path.space.project(x) if isinstance(path.space, Manifold) else x
 
 
 @lru_cache(maxsize=64)

@@ -17,22 +17,28 @@ import torch
 from torch import Tensor
 
 from ..generators import OperatorInstant
+from ..paths import GaussianPath
 from ..random import Draws
 from ..spaces.states import State
 from ..triplet import Triplet
 from .exponential import Exponential, Transition, apply_transition
 from .field import Field
+from .part import FlowEnding, end_by_flow, rates_are_finite
 from .solver import Solver, refuse_negative, refuse_parts
 
 __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
 
 
 class Step(NamedTuple):
-    """One step: its length, the stages' instants, and for a last step whose end is singular the data prediction's."""
+    """One step: its length, the stages' instants, and for a last step whose end is singular the data prediction's.
+
+    Of a sum with jumps that is the data prediction of a flow among its terms.
+    """
 
     h: float
     instants: tuple[OperatorInstant, ...]
     last: Transition | None = None
+    ending: FlowEnding | None = None
 
 
 class RungeKutta(Solver):
@@ -45,7 +51,8 @@ class RungeKutta(Solver):
     tokens whether and where a position jumps is drawn from the rates of the last sum.
 
     The last step ends at t = 1 by the method itself where the field is finite there. Where it is not (a data network's
-    velocity, a score at the data) it is one exponential step of order 1, which ends in the data prediction.
+    velocity, a score at the data) it is one exponential step of order 1, which ends in the data prediction. So it is
+    in a sum of a flow and jumps, whose rates are infinite at the data: by the flow alone.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -84,6 +91,9 @@ class RungeKutta(Solver):
         end = float(times[-1])
         if end in (0.0, 1.0) and parts & {"drift", "variance"} and not self.defined(field, end):
             plan[-1] = self._last(field, times, plan[-1])
+        jumps = "rates" in parts and isinstance(field.operator.path, GaussianPath)
+        if jumps and not rates_are_finite(field, field.at(times[-1:])[0]):
+            plan[-1] = plan[-1]._replace(ending=end_by_flow(field, times[-2:]))
         return plan
 
     def _last(self, field: Field, times: Tensor, step: Step) -> Step:
@@ -99,6 +109,8 @@ class RungeKutta(Solver):
 
     def step(self, field: Field, x: State, c: Step, draws: Draws, carry: None) -> tuple[State, None]:
         """One step; see the class."""
+        if c.ending is not None:
+            return c.ending.step(field, x), None
         if c.last is not None:
             return apply_transition(field, x, c.last, draws)[0], None
         space, h = field.space, c.h

@@ -25,7 +25,7 @@ def first(state: State) -> Tensor:
 
 
 def batch(state: State) -> int:
-    """B."""
+    """The batch size B."""
     return len(first(state))
 
 

@@ -1,0 +1,87 @@
+r"""Parts of a field, for solvers that treat drift, noise and jumps by turns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..generators import Operator, OperatorInstant
+from ..spaces.states import State
+from ..triplet import Triplet
+from .exponential import Exponential, Transition, apply_transition
+from .field import Field
+
+__all__ = ["FlowEnding", "Part", "end_by_flow", "rates_are_finite", "terms_with"]
+
+LARGE = 1e20  # generators bound an infinite hazard, as 0 times infinity is no rate
+
+
+class Part:
+    """Some parts of a field's triplet, read off the terms that have them: networks that no such term reads do not run.
+
+    Parameters
+    ----------
+    field
+        The field.
+    names
+        Parts of a triplet: of "drift", "variance", "rates".
+    terms
+        The indices of the operator's terms that have one of them; see :func:`terms_with`.
+    """
+
+    __slots__ = ("field", "models", "names", "space", "terms")
+
+    def __init__(self, field: Field, names: frozenset[str], terms: frozenset[int]) -> None:
+        self.field, self.names, self.terms, self.space = field, names, terms, field.space
+        read = [generator.model for i, (_, generator) in enumerate(field.operator.terms) if i in terms]
+        self.models = tuple(i for i, model in enumerate(field.models) if any(model is other for other in read))
+
+    def __call__(self, x: State, instant: OperatorInstant) -> Triplet:
+        """The parts at ``x``."""
+        predictions = [
+            model.prediction(x, own, model.native(x, own, self.field.condition)) if i in self.models else None
+            for i, (model, own) in enumerate(zip(self.field.models, instant.models, strict=True))
+        ]
+        weights = tuple(w if i in self.terms else 0.0 for i, w in enumerate(instant.weights))
+        triplet = self.field.operator.read(x, instant._replace(weights=weights), predictions)
+        return Triplet(**{name: getattr(triplet, name) for name in self.names})
+
+
+def terms_with(field: Field, instant: OperatorInstant, names: frozenset[str]) -> frozenset[int]:
+    """The terms of a field's operator whose triplets have one of the parts."""
+    count = len(field.operator.terms)
+    alone = [instant._replace(weights=tuple(float(i == j) for j in range(count))) for i in range(count)]
+    return frozenset(i for i, only in enumerate(alone) if field.probe(only).parts & names)
+
+
+def rates_are_finite(field: Field, instant: OperatorInstant) -> bool:
+    """Whether the jump rates of a made-up state are finite at an instant."""
+    rates = field.probe(instant).rates
+    totals = [] if rates is None else [torch.as_tensor(term.total) for term in rates.terms]
+    return all(bool((total < LARGE).all()) for total in totals)
+
+
+class FlowEnding(NamedTuple):
+    """The last step of a sum of a flow and jumps, where the rates are infinite: by the flow's data prediction alone.
+
+    Weights of a sum may depend on time, so the last step may be the flow's.
+    """
+
+    flow: Operator
+    transition: Transition
+
+    def step(self, field: Field, x: Tensor) -> Tensor:
+        """The state at the end, from one evaluation."""
+        alone = Field(self.flow, field.like, field.condition)
+        return apply_transition(alone, x, self.transition, None)[0]  # type: ignore[arg-type]  # a flow draws nothing
+
+
+def end_by_flow(field: Field, times: Tensor) -> FlowEnding | None:
+    """How a flow among a sum's terms makes the step between two ``times``; ``None`` where there is none."""
+    for _, generator in field.operator.terms:
+        alone = Field(generator, field.like, field.condition)
+        if generator.speed == 1.0 and generator.semilinear and not Exponential.why_not(alone):
+            return FlowEnding(generator, Exponential(order=1).plan(alone, times)[0])
+    return None
