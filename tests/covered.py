@@ -7,17 +7,30 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 
 FORWARD_EQUATION = {
+    "Bridge": "noise/test_bridge_path.py::test_the_bridge_carries_its_path",
+    "Multiplicative": "noise/test_state_noise.py::test_the_law_is_left_alone",
+    "Reverse": "noise/test_time_reversal.py::test_the_reverse_runs_the_path_back",
+    "ReverseDiffusion": "noise/test_time_reversal.py::test_another_triplet_is_another_generator",
     "Jump": "jumps/test_jump_sampling.py::test_the_forward_equation_to_the_width_of_the_bins",
     "MinimalJump": "jumps/test_minimal_jump.py::test_the_forward_equation_on_points",
     "MixtureJump": "jumps/test_mixture_jump.py::test_the_forward_equation",
     "Product": "products/test_products.py::test_the_forward_equation_holds",
+    "ReverseCTMC": "tokens/test_token_chains.py::test_the_forward_equation_holds",
+    "TokenChurn": "tokens/test_token_chains.py::test_the_forward_equation_holds",
     "PureDiffusion": "jumps/test_interval.py::test_the_marginal_forward_equation",
 }
 ORDER: dict[str, str] = {
+    "Confidence": "tokens/test_token_samplers.py::test_confidence_does_not_sample_the_law",
+    "FirstHitting": "tokens/test_token_samplers.py::test_first_hitting_samples_the_law_with_one_evaluation_a_position",
+    "Remasking": "tokens/test_token_samplers.py::test_remasking_by_a_churn_has_order_one",
+    "Thinning": "tokens/test_token_samplers.py::test_thinning_samples_the_law_in_one_step",
+    "EndPoint": "noise/test_end_point.py::test_the_law_is_reached_at_order_one",
+    "JumpThinning": "jumps/test_jump_thinning.py::test_one_step_has_the_exact_law",
     "Strang": "jumps/test_splitting.py::test_strang_is_of_order_two_and_lie_of_order_one",
     "TwoEvent": "jumps/test_splitting.py::test_two_events_are_of_order_two_and_a_leap_of_order_one",
 }
 PATHS = {
+    "BridgePath": "noise/test_bridge_path.py::test_states_between_have_the_law",
     "ContinuousMixturePath": "jumps/test_mixture_jump.py::test_samples_have_the_marginal_law",
     "IntervalPath": "jumps/test_interval.py::test_the_conditional_process_arrives_and_stays",
     "ProductPath": "products/test_products.py::test_the_sampler_reproduces_the_joint_law",

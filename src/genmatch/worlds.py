@@ -138,7 +138,9 @@ class GaussianMixture:
         inner = (self.vectors.to(x.device, x.dtype) @ (shrink * coordinates)[..., None]).squeeze(-1)
         means = self.means.to(x.device, x.dtype) + inner
         mean = (logs.softmax(-1).to(x.dtype)[..., None] * means).sum(-2)
-        return torch.where(_column(sigma, 0, x) == 0, x / _column(alpha, 0, x), mean)
+        clean = _column(sigma, 0, x) == 0
+        # Where it is not chosen the quotient must be finite all the same: its derivative would be nan times 0.
+        return torch.where(clean, x / torch.where(clean, _column(alpha, 0, x), 1.0), mean)
 
     def predictor(self, path: GaussianPath) -> Data:
         """The exact data predictor on a path with the standard normal source: what a perfect network would be."""

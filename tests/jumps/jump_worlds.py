@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import genmatch as gm
-from genmatch.paths import GaussianJumpKernel
+from genmatch.paths import ContinuousMixturePath, GaussianJumpKernel
+from genmatch.rates import Atoms, Rates, Term
 
 
 class ExactRates(nn.Module):
@@ -18,7 +22,7 @@ class ExactRates(nn.Module):
         self.kernel = GaussianJumpKernel(path)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        time = t.double().reshape(-1, *[1] * (x.ndim - 1))
+        time = t.double().clamp(max=1 - 1e-9).reshape(-1, *[1] * (x.ndim - 1))  # the limit at the data
         if bool((time == time.reshape(-1)[0]).all()):  # the masses do not depend on the state: once for all
             time = time[:1]
         alpha, sigma = self.path.schedule(time)
@@ -56,3 +60,76 @@ def density(x: Tensor, t: Tensor, atoms: Tensor, weights: Tensor, schedule: gm.S
     alpha, sigma = schedule(t)
     gap = (x.double() - alpha * atoms.double().reshape(1, -1)) / sigma
     return (weights.double() * torch.exp(-gap.square() / 2)).sum(1) / (sigma * (2 * torch.pi) ** 0.5)
+
+
+PLACES = torch.tensor([[0.0], [1.0], [2.5]])
+
+
+class Known(gm.Predictor):
+    """No network: generators of this file know what they do."""
+
+    kind, readings, path = "known", frozenset(), ContinuousMixturePath()
+    divergence = gm.divergences.Squared()
+
+    def at(self, t: Tensor, until: Tensor | None = None) -> Any:
+        return self.path.at(t, until)
+
+    def native(self, x: Tensor, instant: Any, condition: Any = None) -> Tensor:
+        return x
+
+    def prediction(self, x: Tensor, instant: Any, native: Tensor) -> None:
+        return None
+
+    def blank(self, x: Tensor) -> Tensor:
+        return x
+
+    def error(self, native: Any, x: Any, x0: Any, x1: Any, instant: Any) -> Tensor:
+        raise NotImplementedError
+
+    def scored(self, x: Any, x1: Any) -> tuple[None, None]:
+        return None, None
+
+    def per_data(self, instant: Any) -> float:
+        return 1.0
+
+    def reads(self, instant: Any) -> bool:
+        return True
+
+
+def rate_table(t: float | Tensor) -> Tensor:
+    """Jumps between the three places per unit of time: far from symmetric, and changing in time; ``(..., 3, 3)``."""
+    table = torch.tensor([[0.0, 1.6, 0.3], [0.2, 0.0, 2.0], [2.4, 0.5, 0.0]], dtype=torch.float64)
+    t = torch.as_tensor(t, dtype=torch.float64)
+    return table * torch.stack([1 + t, 2 - t, 1 + 0.5 * torch.sin(3 * t)], -1)[..., None]
+
+
+class Hopping(gm.Generator):
+    """A chain on three places of the line."""
+
+    additive = False
+
+    def triplet(self, x: Tensor, t: Any, prediction: Any) -> gm.Triplet:
+        time = t.reshape(-1) if isinstance(t, Tensor) else t
+        table = rate_table(time).to(x).expand(len(x), 3, 3)
+        where = torch.cdist(x, PLACES.to(x)).argmin(1)
+        rows = table[torch.arange(len(x)), where]
+        return gm.Triplet(rates=Rates(Term(rows.sum(1)[:, None], Atoms(PLACES.to(x), rows.log()))))
+
+
+@cache
+def exact_law(start: int, stop: float) -> Tensor:
+    """The law at ``stop``, by many small steps of order 4 of the forward equation."""
+    p, steps = torch.eye(3, dtype=torch.float64)[start], 2000
+    h = stop / steps
+
+    def slope(p: Tensor, t: float) -> Tensor:
+        table = rate_table(t)
+        return p @ table - p * table.sum(1)
+
+    for i in range(steps):
+        t = i * h
+        a = slope(p, t)
+        b = slope(p + h / 2 * a, t + h / 2)
+        c = slope(p + h / 2 * b, t + h / 2)
+        p = p + h / 6 * (a + 2 * b + 2 * c + slope(p + h * c, t + h))
+    return p

@@ -113,6 +113,15 @@ def test_the_default_grid_ends_finite_and_near_the_data():
         assert (gap.argmin(1) == k).double().mean().item() == pytest.approx(weight, abs=0.05)
 
 
+def test_rows_that_are_drawn_for_nothing_change_nothing():
+    # A CPU draws landings only for those who jump; where gradients are asked for, as on a GPU, for all.
+    jump = Jump(exact_jump(ATOMS, WEIGHTS, torch.linspace(-1.7, 1.7, 35)))
+    x = torch.randn(64, 1)
+    sparse = gm.sample(jump, x, steps=5, stop=0.9, seed=0)
+    dense = gm.sample(jump, x.clone().requires_grad_(), steps=5, stop=0.9, seed=0, grad=True)
+    assert torch.allclose(sparse, dense.detach(), atol=1e-6)
+
+
 def test_samples_do_not_depend_on_the_batch():
     jump = Jump(exact_jump(ATOMS, WEIGHTS, torch.linspace(-1.7, 1.7, 35)))
     whole = gm.sample(jump, (16, 1), steps=10, seed=3)

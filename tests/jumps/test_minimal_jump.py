@@ -85,6 +85,26 @@ def test_a_step_of_any_length_is_exact(steps: int):
     assert abs(stays.item() - (end == begin).double().mean().item()) > 0.02
 
 
+def test_the_conditional_law_of_a_gaussian_path_in_long_steps():
+    # A coordinate survives from t to s with probability p_s/p_t where its density falls all the while.
+    z, count = 1.3, 40_000
+
+    def log_conditional(x: Tensor, t: Tensor) -> Tensor:
+        return -0.5 * ((x.squeeze(-1) - t * z) / (1 - t)) ** 2 - torch.log(1 - t)
+
+    jump = MinimalJump(model(log_conditional), torch.linspace(-5, 5, 1001, dtype=F64))
+    x = gm.sample(jump, (count, 1), times=[0.0, 0.5, 0.9], seed=0, dtype=F64)
+    assert x.mean().item() == pytest.approx(0.9 * z, abs=4 * 0.1 / math.sqrt(count))
+    assert x.std().item() == pytest.approx(0.1, abs=4 * 0.1 / math.sqrt(2 * count) + 2e-4)
+    # A rate that is frozen at the beginning of such a step is far off.
+    kernel = gm.paths.GaussianJumpKernel(gm.GaussianPath())
+    start = torch.full((1,), 0.3, dtype=F64)
+    ends = [torch.exp(log_conditional(start[:, None], torch.tensor(t, dtype=F64))) for t in (0.5, 0.9)]
+    frozen = torch.exp(-0.4 * kernel.rate(start, torch.full((1,), z, dtype=F64), 0.5))
+    assert (ends[1] / ends[0]).item() < 1e-10
+    assert frozen.item() > 0.3
+
+
 def test_points_in_two_dimensions_and_times_of_each_sample():
     def log_density(x: Tensor, t: Tensor) -> Tensor:
         centre = torch.stack([t, -t], -1) if t.ndim else torch.stack([t, -t])
@@ -106,6 +126,27 @@ def test_points_in_two_dimensions_and_times_of_each_sample():
     end = gm.sample(jump, start, steps=4, start=0.0, stop=0.75, seed=0)
     assert torch.allclose(end.mean(0), torch.tensor([0.75, -0.75]), atol=0.02)
     assert torch.allclose(end.std(0), torch.full((2,), 0.5), atol=0.02)
+
+
+def test_points_on_a_sphere():
+    # From the uniform law to a von Mises-Fisher law of concentration 3, in one step.
+    def log_density(x: Tensor, t: Tensor) -> Tensor:
+        concentration = 3 * t + 1e-3
+        return concentration * x[:, 2] + torch.log(concentration / torch.sinh(concentration))
+
+    sphere, count, grid = gm.spaces.Sphere(2), 20_000, 2000
+    k = torch.arange(grid, dtype=F64) + 0.5
+    z, turn = 1 - 2 * k / grid, math.pi * (1 + math.sqrt(5)) * k  # a spiral of points that stand for equal areas
+    radius = (1 - z**2).sqrt()
+    points = torch.stack([radius * turn.cos(), radius * turn.sin(), z], 1)
+    path = gm.paths.ContinuousMixturePath(source=gm.paths.UniformPoints(sphere), space=sphere)
+    jump = MinimalJump(Density(log_density, path), points=points)
+    x = gm.sample(jump, (count, 3), times=[0.0, 0.99], seed=0)
+    concentration = 3 * 0.99 + 1e-3
+    expected = 1 / math.tanh(concentration) - 1 / concentration
+    assert torch.allclose(x.norm(dim=1), torch.ones(count), atol=1e-5)
+    assert x[:, 2].mean().item() == pytest.approx(expected, abs=4 * 0.4 / math.sqrt(count))
+    assert x[:, :2].mean(0).abs().max() < 4 * 0.6 / math.sqrt(count)
 
 
 def test_a_density_that_stands_still_does_not_jump():

@@ -88,6 +88,26 @@ def test_samples_have_the_marginal_law(steps: int, tolerance: float):
         assert torch.allclose(x.square().mean(0), second, atol=4 * 2 / math.sqrt(20_000) + tolerance)
 
 
+def test_states_of_a_sphere_jump_as_a_whole():
+    # Uniform noise on the sphere, data uniform on the upper half: the log-ratio is log 2, or minus infinity below.
+    sphere = gm.spaces.Sphere(2)
+    uniform = gm.paths.UniformPoints(sphere)
+    path = ContinuousMixturePath(source=uniform, space=sphere)
+
+    class Upper(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.where(x[:, 2] > 0, math.log(2), -math.inf)
+
+    points = uniform.draw((4000, 3), gm.Draws(5, 4000))
+    upper = torch.cat([points[:, :2], points[:, 2:].abs()], 1)
+    jump = MixtureJump(Survival(Upper(), path), upper)
+    for stop in (0.5, 1.0):
+        x = gm.sample(jump, (8000, 3), steps=20, stop=stop, seed=0)
+        assert torch.allclose(x.norm(dim=1), torch.ones(8000), atol=1e-5)
+        assert (x[:, 2] > 0).double().mean().item() == pytest.approx((1 + stop) / 2, abs=4 * 0.5 / math.sqrt(8000))
+        assert x[:, 2].mean().item() == pytest.approx(stop / 2, abs=4 * 0.6 / math.sqrt(8000))
+
+
 def test_a_state_jumps_as_a_whole_or_by_its_coordinates():
     x0, x1 = torch.zeros(4000, 3), torch.ones(4000, 3)
     whole = ContinuousMixturePath().sample(x0, x1, 0.3, gm.Draws(0, 4000))
@@ -185,6 +205,8 @@ def test_what_cannot_be_is_refused():
     path = ContinuousMixturePath()
     with pytest.raises(ValueError, match=r"gm.MixturePath is the mixture path on tokens"):
         ContinuousMixturePath(space=gm.spaces.Tokens(3))
+    with pytest.raises(ValueError, match="bound to one another"):
+        ContinuousMixturePath(space=gm.spaces.Sphere(2), whole=False)
     with pytest.raises(ValueError, match="kappa must run from 0 to 1"):
         ContinuousMixturePath(gm.schedules.VP())
     with pytest.raises(TypeError, match="space must be a genmatch Space"):

@@ -7,85 +7,16 @@ import math
 
 import pytest
 import torch
-from jump_worlds import exact_jump
+from jump_worlds import PLACES, Hopping, Known, exact_jump, exact_law, rate_table
 from torch import Tensor, nn
 
 import genmatch as gm
 from genmatch.generators import Flow, Jump, Langevin
-from genmatch.paths import ContinuousMixturePath
 from genmatch.rates import Atoms, Rates, Term
 from genmatch.solvers import Euler, Heun, Midpoint, Strang, TwoEvent
 from genmatch.triplet import Triplet
 
 F64 = torch.float64
-PLACES = torch.tensor([[0.0], [1.0], [2.5]])
-
-
-class Known(gm.Predictor):
-    """No network: generators of this file know what they do."""
-
-    kind, readings, path = "known", frozenset(), ContinuousMixturePath()
-    divergence = gm.divergences.Squared()
-
-    def at(self, t: Tensor, until: Tensor | None = None):
-        return self.path.at(t, until)
-
-    def native(self, x: Tensor, instant, condition=None) -> Tensor:
-        return x
-
-    def prediction(self, x: Tensor, instant, native: Tensor) -> None:
-        return None
-
-    def blank(self, x: Tensor) -> Tensor:
-        return x
-
-    def error(self, native, x, x0, x1, instant) -> Tensor:
-        raise NotImplementedError
-
-    def scored(self, x, x1):
-        return None, None
-
-    def per_data(self, instant) -> float:
-        return 1.0
-
-    def reads(self, instant) -> bool:
-        return True
-
-
-def rate_table(t: float) -> Tensor:
-    """Jumps between the three places per unit of time: far from symmetric, and changing in time."""
-    table = torch.tensor([[0.0, 1.6, 0.3], [0.2, 0.0, 2.0], [2.4, 0.5, 0.0]], dtype=F64)
-    return table * torch.tensor([[1 + t], [2 - t], [1 + 0.5 * math.sin(3 * t)]], dtype=F64)
-
-
-class Hopping(gm.Generator):
-    """A chain on three places of the line."""
-
-    additive = False
-
-    def triplet(self, x: Tensor, t, prediction) -> Triplet:
-        table = rate_table(float(t)).to(x)
-        where = torch.cdist(x, PLACES.to(x)).argmin(1)
-        rows = table[where]
-        return Triplet(rates=Rates(Term(rows.sum(1)[:, None], Atoms(PLACES.to(x), rows.log()))))
-
-
-def exact_law(start: int, stop: float) -> Tensor:
-    """The law at ``stop``, by many small steps of order 4 of the forward equation."""
-    p, steps = torch.eye(3, dtype=F64)[start], 2000
-    h = stop / steps
-
-    def slope(p: Tensor, t: float) -> Tensor:
-        table = rate_table(t)
-        return p @ table - p * table.sum(1)
-
-    for i in range(steps):
-        t = i * h
-        a = slope(p, t)
-        b = slope(p + h / 2 * a, t + h / 2)
-        c = slope(p + h / 2 * b, t + h / 2)
-        p = p + h / 6 * (a + 2 * b + 2 * c + slope(p + h * c, t + h))
-    return p
 
 
 def two_event_matrix(t: float, h: float) -> Tensor:
@@ -337,6 +268,28 @@ def test_the_solvers_count_their_evaluations():
     assert strang.evaluations(strang.plan(field, gm.grids.uniform(4, 0.0, 0.9))) == 8
 
 
+@pytest.mark.parametrize("solver", [Euler(), Strang()], ids=repr)
+def test_a_step_compiles_in_one_graph(solver: gm.Solver):
+    torch.manual_seed(0)
+    path = gm.GaussianPath()
+    rates = gm.predict.Rates(gm.nn.MLP(2, width=8, depth=1, out=2 * 35), path, torch.linspace(-1.7, 1.7, 35))
+    velocity = gm.predict.Velocity(gm.nn.MLP(2, width=8, depth=1), path)
+    both = 0.5 * Flow(velocity) + 0.5 * Jump(rates)
+    with torch.no_grad():
+        for parameter in both.parameters():
+            parameter.normal_(std=0.3)
+        x = torch.randn(32, 2)
+        field = gm.solvers.Field(both, x[:1])
+        plan, draws = solver.plan(field, gm.grids.uniform(4, 0.0, 0.9)), gm.Draws(0, 32).at(1)
+
+        def step(x: Tensor) -> Tensor:
+            return solver.step(field, x, plan[1], draws, None)[0]
+
+        compiled = torch.compile(step, fullgraph=True, backend="eager")(x)
+        assert torch.allclose(compiled, step(x), atol=1e-5)
+        assert bool((compiled != x).any())
+
+
 # Bad input
 
 
@@ -350,6 +303,17 @@ def test_what_the_solvers_cannot_do_is_refused():
     for solver in (TwoEvent(), Strang()):
         with pytest.raises(ValueError, match="times that fall are for a flow"):
             gm.sample(Hopping(Known()), torch.zeros(2, 1), times=[0.9, 0.5], solver=solver)
+    path = gm.ProductPath({"a": gm.GaussianPath(), "b": gm.GaussianPath()})
+
+    class Joint(nn.Module):
+        def forward(self, x, t):
+            return x
+
+    product = gm.predict.Product(Joint(), {"a": gm.predict.Velocity, "b": gm.predict.Velocity}, path)
+    flows = gm.Product(product, {"a": gm.Flow, "b": gm.Flow})
+    for solver in (TwoEvent(), Strang(), gm.solvers.JumpThinning(1.0)):
+        with pytest.raises(ValueError, match="is for one space, not for a product"):
+            gm.sample(flows, {"a": (2, 1), "b": (2, 1)}, steps=3, solver=solver)
     with pytest.raises(TypeError, match="inner must be a Runge-Kutta solver"):
         Strang(TwoEvent())  # type: ignore[arg-type]
     assert repr(Strang()) == f"Strang({Heun()!r})"

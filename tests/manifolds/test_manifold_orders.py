@@ -212,6 +212,8 @@ def test_wrong_moves():
         space.move(x, gm.Triplet(variance=-1.0), 0.1, gm.Draws(0, 4))
     with pytest.raises(ValueError, match=r"Torus\(2\) is a number or of the shape of the state, \(B, ..., 2\)"):
         Torus(2).move(torch.zeros(4, 2), gm.Triplet(variance=torch.ones(4)), 0.1, gm.Draws(0, 4))
-    rates = gm.rates.Rates(gm.rates.Term(torch.ones(4, 1), gm.rates.Sampler(lambda draws: x)))
-    with pytest.raises(ValueError, match=r"Sphere\(2\) moves by drift and variance, got rates"):
+    rates = gm.rates.Rates(
+        gm.rates.Term(torch.ones(4, 3), gm.rates.Bins(torch.zeros(4, 3, 1), torch.tensor([0.0, 1.0])))
+    )
+    with pytest.raises(ValueError, match=r"a state on Sphere\(2\) jumps as a whole"):
         space.move(x, gm.Triplet(rates=rates), 0.1, gm.Draws(0, 4))

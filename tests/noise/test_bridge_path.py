@@ -231,7 +231,7 @@ def test_from_noise_score_and_velocity_are_there():
 )
 def test_elsewhere_they_are_refused(name: str, why: str):
     world = WORLDS[name]
-    assert world.model.readings == {"data"}
+    assert world.model.readings == {"data", "drift"}
     for reading in ("score", "velocity"):
         with pytest.raises(ValueError, match=f"there is no score on BridgePath.*{why}.*Use gm.Bridge"):
             getattr(world.model(torch.zeros(2, 1), 0.5), reading)
@@ -298,6 +298,17 @@ def test_the_reverse_of_a_bridge():
 def test_bad_input_is_refused(call, error, message: str):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_at_the_data_what_is_not_finite_is_refused():
+    model, x = WORLDS["from noise"].model, torch.zeros(2, 1)
+    torch.testing.assert_close(model(x, 1.0).data, WORLDS["from noise"].data(x, 1.0))
+    for reading in ("drift", "score", "velocity"):
+        with pytest.raises(ValueError, match=r"at t = 1 of BridgePath.* not finite: the bridge has arrived"):
+            getattr(model(x, 1.0), reading)
+        assert not getattr(model(x, torch.tensor([0.5, 1.0])), reading)[1].isfinite().all()
+    with pytest.raises(ValueError, match="the bridge has arrived"):
+        Bridge(model)(x, 1.0)
 
 
 def test_a_network_of_another_shape_is_refused():

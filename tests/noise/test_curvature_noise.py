@@ -124,6 +124,19 @@ def test_readings_pass_through():
         gm.matching_loss(model, X.float())
 
 
+def test_the_flow_beside_the_noise_is_sampled_as_any_other():
+    """Its model carries the condition along, which the exponential solver has no use for: Euler takes it."""
+    plain, sde = (
+        gm.Flow(gm.predict.Velocity(Wheel(), PATH)),
+        gm.Diffusion(gm.predict.Velocity(Wheel(), PATH), Curvature()),
+    )
+    flow = sde.terms[0][1]
+    expected = gm.sample(plain, (4, 2), steps=5, seed=0, solver=gm.solvers.Euler())
+    torch.testing.assert_close(gm.sample(flow, (4, 2), steps=5, seed=0), expected)
+    with pytest.raises(ValueError, match=r"cannot be read off a Motion by two numbers"):
+        gm.sample(flow, (4, 2), steps=5, seed=0, solver=gm.solvers.Exponential())
+
+
 def test_what_has_no_motion_is_refused():
     with pytest.raises(TypeError, match="needs a model with a velocity, a Density has growth, log_density, score"):
         Motion(gm.predict.Density(lambda x, t: -x.square().sum(-1) / 2, PATH))

@@ -128,11 +128,11 @@ def test_it_is_the_same_process_as_euler_on_the_ito_triplet():
 
 def test_samples_have_the_moments_of_the_data():
     for noise in (NOISE, StateDependent(worlds.bell, EndpointSafe(), elementwise=True)):
-        x = gm.sample(gm.Diffusion(WORLD.model, noise), (20000, 1), steps=150, seed=0, solver=EndPoint())
+        x = gm.sample(gm.Diffusion(WORLD.model, noise), (8000, 1), steps=100, seed=0, solver=EndPoint())
         mean = sum(w * m for w, m in zip(worlds.WEIGHTS, worlds.MEANS, strict=True))
         square = sum(w * (m**2 + v) for w, m, v in zip(worlds.WEIGHTS, worlds.MEANS, worlds.VARIANCES, strict=True))
-        assert x.mean().item() == pytest.approx(mean, abs=0.03)
-        assert x.square().mean().item() == pytest.approx(square, abs=0.04)
+        assert x.mean().item() == pytest.approx(mean, abs=0.05)
+        assert x.square().mean().item() == pytest.approx(square, abs=0.07)
 
 
 def test_nothing_is_differentiated():
@@ -172,6 +172,12 @@ def test_noises_add_up():
     whole = gm.Diffusion(model, StateDependent(lambda x, t: 0.5 * worlds.bell(x, t) + 0.6))
     pair = [gm.sample(o, (5, 1), steps=6, seed=1, start=0.0, stop=0.9, solver=EndPoint()) for o in (parts, whole)]
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
+
+
+def test_products_are_refused():
+    field = Field(gm.Flow(worlds.still()), {"a": torch.zeros(1, 1), "b": torch.zeros(1, 1)})
+    with pytest.raises(ValueError, match="states that are one tensor, got a product"):
+        EndPoint().plan(field, gm.grids.uniform(3))
 
 
 class Noisy(gm.Generator):
@@ -240,8 +246,8 @@ COMPILED = {
 @pytest.mark.parametrize(
     ("solver", "noise"),
     [
-        (Euler(), "scalar"),
         (EndPoint(), "scalar"),
+        pytest.param(Euler(), "scalar", marks=pytest.mark.slow),
         *(
             pytest.param(solver, noise, marks=pytest.mark.slow)
             for solver in (Euler(), EndPoint())

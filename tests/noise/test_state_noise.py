@@ -160,7 +160,7 @@ def test_a_step_of_a_sample_does_not_depend_on_the_batch():
     model = gm.worlds.GaussianMixture(torch.tensor([[-1.0, 0.4], [0.8, -0.5]]), 0.3).predictor(gm.GaussianPath())
     for noise in (Curvature(), StateDependent(lambda x, t: full(x), EndpointSafe())):
         for solver in (gm.solvers.Euler(), gm.solvers.EndPoint()):
-            arguments: dict[str, Any] = {"steps": 4, "seed": 3, "start": 0.01, "solver": solver, "stop": 0.9}
+            arguments: dict[str, Any] = {"steps": 4, "seed": 3, "solver": solver, "stop": 0.9}
             whole = gm.sample(gm.Diffusion(model, noise), (8, 2), **arguments)
             parts = gm.sample(gm.Diffusion(model, noise), (8, 2), batch_size=3, **arguments)
             torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ class Bridge(Generator):
     .. math:: dX = \frac{E[x_1|X_t] - X}{1 - t}\,dt + s\,dW
 
     The mean, over the pairs that may have led to a state, of the drifts of their Brownian bridges: its marginals are
-    those of the path from any source and for any pairing (arXiv 2303.16852, Section 3.1; arXiv 2312.14589). The pairs
+    those of the path from any source and for any pairing (arXiv 2303.16852, arXiv 2312.14589). The pairs
     at its ends are those of the path only where the path itself is Markov.
 
     In a solver's plan the noise is averaged over each step, so that an Euler step is exactly a bridge to the data
@@ -41,9 +41,8 @@ class Bridge(Generator):
             raise TypeError(
                 f"Bridge needs a model on a BridgePath such as gm.predict.BridgeData, got one on {model.path!r}"
             )
-        check_reading(self, model, "data")
+        check_reading(self, model, "drift")
 
     def triplet(self, x: Tensor, t: Number, prediction: Any) -> Triplet:
         """The pull towards the data prediction, and the path's variance."""
-        instant = prediction.instant
-        return Triplet(drift=(prediction.data - x) * instant.pull, variance=instant.variance)
+        return Triplet(drift=prediction.drift, variance=prediction.instant.variance)

@@ -107,7 +107,7 @@ class MinimalJump(Generator):
         logits = self._landing(x, prediction)
         if self.edges is not None:
             logits = logits[:, None].expand(len(x), 1, -1)
-            return Triplet(rates=Rates(Term(total, Bins(logits, self.edges))))  # type: ignore[arg-type]
+            return Triplet(rates=Rates(Term(total, Bins(logits, self.edges.to(x.device)))))  # type: ignore[arg-type]
         return Triplet(rates=Rates(Term(total, Atoms(self.points.to(x), logits))))  # type: ignore[operator]
 
     def _landing(self, x: Tensor, prediction: DensityPrediction) -> Tensor:

@@ -16,7 +16,7 @@ References
 ----------
 .. [1] T. Lelièvre, G. Stoltz, "Partial differential equations and stochastic methods in molecular dynamics", Acta
    Numerica 25 (2016).
-.. [2] P. Holderrieth et al., "Generator matching", arXiv 2410.20587, Section 6 (components that leave p_t alone).
+.. [2] P. Holderrieth et al., "Generator matching", arXiv 2410.20587 (components that leave p_t alone).
 """
 
 from __future__ import annotations

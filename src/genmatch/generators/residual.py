@@ -11,7 +11,7 @@ depends on the state can only gain where two networks were trained apart and err
 
 References
 ----------
-.. [1] N. Ma et al., "SiT", arXiv 2401.08740, Section 2.3 (the bound, and its minimiser in time).
+.. [1] N. Ma et al., "SiT", arXiv 2401.08740 (the bound, and its minimiser in time).
 .. [2] E. Nadaraya, "On estimating regression", Theory Probab. Appl. 9 (1964) (the averages below).
 """
 

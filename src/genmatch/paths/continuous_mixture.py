@@ -21,7 +21,7 @@ from torch import Tensor
 from ..couplings import Coupling, Independent
 from ..random import Draws
 from ..schedules import CondOT, Number, Schedule, along_batch
-from ..spaces import Euclidean, Space
+from ..spaces import Euclidean, Manifold, Space
 from .path import NOISY, Path
 from .sources import Empirical, Normal, Source, check_ends
 
@@ -68,7 +68,8 @@ class ContinuousMixturePath(Path):
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind, or the schedule's :math:`\alpha` does not run from 0 to 1.
+        If an argument is of the wrong kind, the schedule's :math:`\alpha` does not run from 0 to 1, or the coordinates
+        of a manifold are to change one by one.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class ContinuousMixturePath(Path):
             raise TypeError(f"space must be a genmatch Space, got {type(space).__name__}")
         if space.discrete:
             raise ValueError(f"{space!r} is discrete: gm.MixturePath is the mixture path on tokens")
+        if not whole and isinstance(space, Manifold):
+            raise ValueError(f"the coordinates of a point on {space!r} are bound to one another: use whole=True")
         if isinstance(source, Tensor):
             source = Empirical(source)
         source = Normal() if source is None else source

@@ -141,7 +141,8 @@ class MixturePath(Path):
 
     def at(self, t: Tensor, until: Tensor | None = None) -> MixtureInstant:
         r""":math:`\kappa` and its hazard at ``t``, or the hazard's average over the steps from ``t`` to ``until``."""
-        instant = self.schedule.at(t.double())  # 1 - kappa has no digits left in float32 near the data
+        # 1 - kappa has no digits left in float32 near the data; a derivative needs times that are not expanded.
+        instant = self.schedule.at(t.double().contiguous())
         kappa, rest = instant.alpha, 1 - instant.alpha
         if until is None:
             ahead, slope = kappa, instant.alpha_dot
@@ -170,7 +171,7 @@ class MixturePath(Path):
             raise ValueError(
                 f"t must be in [0, 1], got {t.min().item():g} to {t.max().item():g}: 0 is noise, 1 is data"
             )
-        return self.at(t.to(torch.promote_types(t.dtype, torch.float32)).contiguous())
+        return self.at(t.to(torch.promote_types(t.dtype, torch.float32)))
 
     def time(self, kappa: Tensor) -> Tensor:
         r"""The times, float64, at which :math:`\kappa_t` takes the values asked, in [0, 1]; by bisection."""
@@ -261,6 +262,9 @@ class MixturePath(Path):
         parts = [str(self.vocabulary)]
         parts += [f"{n}={v}" for n, v in (("mask", self.mask), ("padding", self.padding)) if v is not None]
         parts += [] if self.schedule == CondOT() else [f"schedule={self.schedule!r}"]
+        if not isinstance(self.source, (Masked, UniformTokens)):
+            parts.append(f"source={self.source!r}")
+        parts += [] if self.coupling.independent else [f"coupling={self.coupling!r}"]
         return f"MixturePath({', '.join(parts)})"
 
 

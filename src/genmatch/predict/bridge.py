@@ -2,6 +2,7 @@ r"""The predictor of Brownian-bridge paths."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,17 +18,31 @@ __all__ = ["BridgeData", "BridgePrediction"]
 
 
 class BridgePrediction:
-    """The readings of a network that predicts the data on a bridge, each of the shape of the state."""
+    """The readings of a network that predicts the data on a bridge, each of the shape of the state.
 
-    __slots__ = ("instant", "model", "native", "x")
+    Raises
+    ------
+    ValueError
+        By all but the data at t = 1, where a predictor was called with that number; per-sample times give infinities
+        there. By score and velocity where there are none.
+    """
+
+    __slots__ = ("instant", "model", "native", "strict", "x")
 
     def __init__(self, model: Any, x: Tensor, instant: BridgeInstant, native: Tensor) -> None:
         self.model, self.x, self.instant, self.native = model, x, instant, native
+        self.strict = False
 
     @property
     def data(self) -> Tensor:
         """:math:`X_1 = E[x_1|x_t]`, the network's own output."""
         return self.native
+
+    @property
+    def drift(self) -> Tensor:
+        r""":math:`(X_1 - x)/(1 - t)`, the mean drift of the bridges through the state."""
+        self._check_finite()
+        return (self.native - self.x) * self.instant.pull
 
     @property
     def score(self) -> Tensor:
@@ -44,6 +59,7 @@ class BridgePrediction:
                 f"there is no score on {path!r}: {why}, so it cannot be read off the data alone. "
                 "Use gm.Bridge, which needs none"
             )
+        self._check_finite()
         t = self.instant.t
         return (t * self.native - self.x) * divide(1.0, (1 - t) * (1 - t + path.variance * t))
 
@@ -53,7 +69,15 @@ class BridgePrediction:
 
         The flow with the marginals of the bridge.
         """
-        return (self.native - self.x) * self.instant.pull - self.model.path.variance / 2 * self.score
+        score = self.score
+        return self.drift - self.model.path.variance / 2 * score
+
+    def _check_finite(self) -> None:
+        if self.strict and not math.isfinite(self.instant.pull):
+            raise ValueError(
+                f"at t = 1 of {self.model.path!r} this is not finite: the bridge has arrived. "
+                "Ask before, or for the data"
+            )
 
 
 class BridgeData(Predictor):
@@ -73,7 +97,7 @@ class BridgeData(Predictor):
     """
 
     kind = "data"
-    readings = frozenset({"data", "score", "velocity"})
+    readings = frozenset({"data", "drift", "score", "velocity"})
     path: BridgePath
 
     def __init__(
@@ -92,7 +116,7 @@ class BridgeData(Predictor):
         self.divergence = Squared() if divergence is None else divergence
         self.time = clocks.t if time is None else time
         if not path.has_score:
-            self.readings = frozenset({"data"})
+            self.readings = frozenset({"data", "drift"})
 
     def at(self, t: Tensor, until: Tensor | None = None) -> BridgeInstant:
         """The path's numbers."""

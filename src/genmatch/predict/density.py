@@ -2,7 +2,7 @@ r"""A path whose density is known: its score, and how fast the density grows.
 
 References
 ----------
-.. [1] P. Holderrieth et al., "Generator matching", arXiv 2410.20587, Section 5 (generators from the density's time
+.. [1] P. Holderrieth et al., "Generator matching", arXiv 2410.20587 (generators from the density's time
    derivative).
 """
 

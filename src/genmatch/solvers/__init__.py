@@ -4,6 +4,7 @@ from .end_point import EndPoint
 from .exponential import DDIM, DDPM, Exponential
 from .field import Field
 from .first_hitting import FirstHitting
+from .jump_thinning import JumpThinning
 from .runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from .solver import Solver
 from .strang import Strang
@@ -22,6 +23,7 @@ __all__ = [
     "Field",
     "FirstHitting",
     "Heun",
+    "JumpThinning",
     "Midpoint",
     "Remasking",
     "RungeKutta",

@@ -22,7 +22,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,11 +138,6 @@ def _term(generator: Generator, x: Tensor, t: Number, prediction: Any) -> tuple[
     if own is not None:
         return own(x, t, prediction)
     triplet = generator.triplet(x, t, prediction)
-    if not isinstance(triplet, Triplet):
-        raise TypeError(
-            f"EndPoint moves states that are one tensor; {type(generator).__name__} gives a "
-            f"{type(triplet).__name__}: use gm.solvers.Euler()"
-        )
     if triplet.variance is not None and not generator.additive:
         raise ValueError(
             f"EndPoint needs the drift without half the divergence of the variance, and {type(generator).__name__} "
@@ -154,6 +149,8 @@ def _term(generator: Generator, x: Tensor, t: Number, prediction: Any) -> tuple[
 
 def _probe(field: Field, instant: OperatorInstant) -> tuple[Triplet, Variance | None]:
     """The triplet of one made-up state from made-up predictions."""
+    if isinstance(field.like, Mapping):
+        raise ValueError("EndPoint moves states that are one tensor, got a product: use gm.solvers.Euler()")
     x = torch.ones_like(field.like[:1])
     made_up = [model.prediction(x, i, model.blank(x)) for model, i in zip(field.models, instant.models, strict=True)]
     return _without_divergence(field, x, instant, made_up)

@@ -101,6 +101,8 @@ class _Semilinear(Solver):
             return f"{path!r} is not a Gaussian path"
         if not path.readable:
             return f"on {path!r} noise is added to the state"
+        if not hasattr(operator.models[0], "coefficients"):
+            return f"data and noise cannot be read off a {type(operator.models[0]).__name__} by two numbers"
         for _, generator in operator.terms:
             if not isinstance(generator, (Flow, Langevin)) and _has_variance(field, generator):
                 return f"{type(generator).__name__} has a variance and is no gm.Langevin, whose diffusivity is known"

@@ -2,7 +2,8 @@ r"""Parts of a field, for solvers that treat drift, noise and jumps by turns."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..triplet import Triplet
 from .exponential import Exponential, Transition, apply_transition
 from .field import Field
 
-__all__ = ["FlowEnding", "Part", "end_by_flow", "rates_are_finite", "terms_with"]
+__all__ = ["FlowEnding", "Part", "end_by_flow", "rates_are_finite", "refuse_product", "terms_with"]
 
 LARGE = 1e20  # generators bound an infinite hazard, as 0 times infinity is no rate
 
@@ -61,6 +62,12 @@ def rates_are_finite(field: Field, instant: OperatorInstant) -> bool:
     rates = field.probe(instant).rates
     totals = [] if rates is None else [torch.as_tensor(term.total) for term in rates.terms]
     return all(bool((total < LARGE).all()) for total in totals)
+
+
+def refuse_product(solver: Any, field: Field) -> None:
+    """Raise for a product state, a dict: its factors' jumps are by turns only in Euler steps."""
+    if isinstance(field.like, Mapping):
+        raise ValueError(f"{type(solver).__name__} is for one space, not for a product. Use gm.solvers.Euler()")
 
 
 class FlowEnding(NamedTuple):

@@ -7,7 +7,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..generators import OperatorInstant
 from ..random import Draws
 from .field import Field
-from .part import FlowEnding, Part, end_by_flow, rates_are_finite, terms_with
+from .part import FlowEnding, Part, end_by_flow, rates_are_finite, refuse_product, terms_with
 from .runge_kutta import Heun, RungeKutta, Step
 from .solver import Solver, refuse_negative, refuse_parts
 from .two_event import JumpStep, plan_jumps, two_events
@@ -72,8 +72,7 @@ class Strang(Solver):
 
     def plan(self, field: Field, times: Tensor) -> list[StrangStep]:
         """Stage instants of both halves, and the middle for the jumps."""
-        if isinstance(field.like, Mapping):
-            raise ValueError("Strang splitting is for one space, not for a product. Use gm.solvers.Euler()")
+        refuse_product(self, field)
         if bool(times[-1] < times[0]):
             raise ValueError("noise and jumps run from noise to data: times that fall are for a flow, drift alone")
         (first,) = field.at(times[:1])

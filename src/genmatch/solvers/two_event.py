@@ -21,10 +21,10 @@ from ..random import Draws
 from ..rates import Rates, Term
 from ..triplet import Triplet
 from .field import Field
-from .part import rates_are_finite
+from .part import rates_are_finite, refuse_product
 from .solver import Solver, refuse_negative, refuse_parts
 
-__all__ = ["JumpStep", "TwoEvent", "first_event", "plan_jumps", "two_events"]
+__all__ = ["JumpStep", "TwoEvent", "cumulative", "jump_once", "plan_jumps", "two_events"]
 
 # Streams of a step's draws.
 WHEN, WHICH, LANDING, REMAINDER = 16, 17, 18, 19
@@ -62,6 +62,7 @@ class TwoEvent(Solver):
 
     def plan(self, field: Field, times: Tensor) -> list[JumpStep]:
         """The instants in the middle of the steps."""
+        refuse_product(self, field)
         (first,) = field.at(times[:1])
         parts = field.parts(first)
         refuse_parts(self, parts, "gm.solvers.Strang(), which moves drift and noise besides")
@@ -110,24 +111,38 @@ def first_event(rates: Rates, x: Tensor, h: float, draws: Draws) -> tuple[Tensor
 
     The time left is 0 where there was no jump.
     """
-    column = (len(x), *[1] * (x.ndim - 1))
-    shapes = [column if term.where.whole else tuple(x.shape) for term in rates.terms]
+    edges = cumulative(rates, x)
+    u = draws.fork(WHEN).uniform((len(x), 1), torch.float64)
+    when = -torch.log1p(-u) / edges[:, -1:].clamp(min=1 / CERTAIN)
+    jumps = when < h
+    left = torch.where(jumps, h - when, 0.0).reshape(-1, *[1] * (x.ndim - 1))
+    return jump_once(rates, x, edges, jumps, draws), left.to(torch.float32)
+
+
+def cumulative(rates: Rates, x: Tensor) -> Tensor:
+    """Running sums ``(B, n)``, float64, of the rates of all positions, and of the state as a whole, term by term."""
     totals = [
         torch.as_tensor(term.total, device=x.device).double().expand(shape).reshape(len(x), -1)
-        for term, shape in zip(rates.terms, shapes, strict=True)
+        for term, shape in zip(rates.terms, _shapes(rates, x), strict=True)
     ]
-    edges = torch.cat(totals, 1).cumsum(1)
+    return torch.cat(totals, 1).cumsum(1)
+
+
+def jump_once(rates: Rates, x: Tensor, edges: Tensor, jumps: Tensor, draws: Draws) -> Tensor:
+    """The state after one jump where the mask ``(B, 1)`` says so, of a position chosen by the rates."""
     total = edges[:, -1:].contiguous()
-    when = -torch.log1p(-draws.fork(WHEN).uniform((len(x), 1), torch.float64)) / total.clamp(min=1 / CERTAIN)
-    jumps = when < h
     level = draws.fork(WHICH).uniform((len(x), 1), torch.float64) * total
     level = torch.minimum(level, torch.nextafter(total, torch.zeros_like(total)))  # never a position of rate 0
     chosen = torch.nn.functional.one_hot(torch.searchsorted(edges, level, right=True).squeeze(1), edges.shape[1] + 1)
-    chosen = chosen[:, :-1].bool() & jumps
-    parts = chosen.split([math.prod(shape[1:]) for shape in shapes], 1)
+    shapes = _shapes(rates, x)
+    parts = (chosen[:, :-1].bool() & jumps).split([math.prod(shape[1:]) for shape in shapes], 1)
     certain = [
         Term(torch.where(part.reshape(shape), CERTAIN, 0.0).to(torch.float32), term.where)
         for part, shape, term in zip(parts, shapes, rates.terms, strict=True)
     ]
-    left = torch.where(jumps, h - when, 0.0).reshape(column)
-    return Rates(*certain).leap(x, 1.0, draws.fork(LANDING)), left.to(torch.float32)
+    return Rates(*certain).leap(x, 1.0, draws.fork(LANDING))
+
+
+def _shapes(rates: Rates, x: Tensor) -> list[tuple[int, ...]]:
+    whole = (len(x), *[1] * (x.ndim - 1))
+    return [whole if term.where.whole else tuple(x.shape) for term in rates.terms]

@@ -60,7 +60,7 @@ class Manifold(Space, ABC):
         How far off the manifold :meth:`check` lets a state be, as :meth:`deviation` measures it.
     """
 
-    parts = frozenset({"drift", "variance"})
+    parts = frozenset({"drift", "variance", "rates"})
     dimension: int
     compact: bool = True
     isotropic: bool = True
@@ -159,9 +159,11 @@ class Manifold(Space, ABC):
         return draws.fork(BROWNIAN).normal(x.shape, x.dtype)
 
     def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
-        """Along the drift by the retraction, then a geodesic in the direction of the noise."""
-        if triplet.rates is not None:
-            raise ValueError(f"{self!r} moves by drift and variance, got rates: it has no jumps")
+        """Along the drift by the retraction, a geodesic in the direction of the noise, then jumps of whole states."""
+        if triplet.rates is not None and not all(term.where.whole for term in triplet.rates.terms):
+            raise ValueError(
+                f"a state on {self!r} jumps as a whole, got rates of single coordinates: they would leave it"
+            )
         start = x
         if triplet.drift is not None:
             if triplet.drift.shape != x.shape:
@@ -177,7 +179,7 @@ class Manifold(Space, ABC):
             z = self.brownian(start, draws) if noise is None else noise
             deviation = variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
             x = self.exp(x, deviation * self.noise(x, z))
-        return x
+        return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
 
     def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Any) -> Tensor:
         r""":math:`\tfrac12\Sigma\,\Delta_g f` at ``x``, ``(B,)``: second derivatives along geodesics, by forward mode.
