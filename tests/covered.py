@@ -32,6 +32,7 @@ ORDER: dict[str, str] = {
 PATHS = {
     "BridgePath": "noise/test_bridge_path.py::test_states_between_have_the_law",
     "ContinuousMixturePath": "jumps/test_mixture_jump.py::test_samples_have_the_marginal_law",
+    "GeodesicPath": "manifolds/test_geodesic_path.py::test_the_forward_equation_on_the_sphere",
     "IntervalPath": "jumps/test_interval.py::test_the_conditional_process_arrives_and_stays",
     "ProductPath": "products/test_products.py::test_the_sampler_reproduces_the_joint_law",
 }

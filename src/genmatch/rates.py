@@ -328,7 +328,7 @@ def _leap(terms: list[Term], x: Tensor, h: Number, shape, draws: Draws, whether:
         if term.where.whole:
             x = _land_whole(term.where, x, mask, second, draws.fork(where), sparse)
         elif sparse:
-            rows = mask.flatten().nonzero().squeeze(1)
+            rows = torch.arange(mask.numel(), device=x.device)[mask.flatten()]
             landed = _land_some(term.where, rows, second.flatten()[rows], draws.fork(where)).to(x.dtype)
             x = x.flatten().index_put((rows,), landed).reshape(x.shape)
         else:

@@ -54,7 +54,7 @@ def sample(
     Parameters
     ----------
     generator
-        A generator or superposition of speed 1.
+        A generator or superposition of speed 1, or of speed -1 where times fall.
     shape_or_state
         ``(B, *S)``: that many samples from the path's source. A tensor: the states at ``start``. On a product a dict of
         either, and so is the result.
@@ -73,7 +73,8 @@ def sample(
     trajectory
         Return all states, ``(steps + 1, B, *S)``, and not only the last.
     start, stop
-        The span of the steps, 0 and 1 by default; ``start > stop`` runs a flow from data to noise. A network that knows
+        The span of the steps, 0 and 1 by default; ``start > stop`` runs a flow, or a generator of speed -1 such as
+        :class:`gm.Reverse(...) <genmatch.Reverse>`, from data to noise. A network that knows
         nothing of the data at t = 0 (a noise network where :math:`\alpha_0 = 0`) starts at log-SNR -10 unless told.
     batch_size
         Split the samples into batches of this size; the result is the same.
@@ -121,14 +122,16 @@ def sample(
 
     results = []
     with _mode(generator, grad), torch.set_grad_enabled(grad):
-        run = _prepare(Field(generator, like), solver, steps, times, start, stop, from_source=initial.given is None)
+        speed = _direction(generator, times, start, stop)
+        field = Field(generator, like, speed=speed)
+        run = _prepare(field, solver, steps, times, start, stop, from_source=initial.given is None)
         total = len(run.plan) * math.ceil(count / size)
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
             for begin in range(0, count, size):
                 rows = slice(begin, min(begin + size, count))
                 draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
                 own = [rows_of(value, rows, initial.device) for value in (condition, fixed)]
-                field = Field(generator, like, *own)
+                field = Field(generator, like, *own, speed=speed)
                 ending = _loop(
                     run,
                     field,
@@ -143,6 +146,16 @@ def sample(
     if len(results) == 1:
         return results[0]
     return each(lambda *parts: torch.cat(parts, dim=1 if trajectory else 0), *results)
+
+
+def _direction(generator: Operator, times: Any, start: float | None, stop: float | None) -> float:
+    """The speed that a generator needs: -1 if times fall and it is one that is run back."""
+    if times is not None:
+        grid = _read_times(times)
+        begin, end = float(grid[0]), float(grid[-1])
+    else:
+        begin, end = 0.0 if start is None else start, 1.0 if stop is None else stop
+    return -1.0 if end < begin and abs(generator.speed_at((begin + end) / 2) + 1) < 1e-6 else 1.0
 
 
 class _Run(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import genmatch as gm
-from genmatch.paths import ContinuousMixturePath, GaussianJumpKernel, MixtureJumpKernel, jump_kernel
+from genmatch.paths import ContinuousMixturePath, GaussianJumpKernel, MixtureJumpKernel
 from genmatch.quadrature import integrate
 
 SCHEDULES = [
@@ -176,8 +176,7 @@ def test_finite_and_right_at_both_ends(schedule: gm.Schedule, dtype: torch.dtype
 
 
 def test_a_mixture_path_jumps_to_the_data():
-    kernel = jump_kernel(ContinuousMixturePath(whole=False))
-    assert isinstance(kernel, MixtureJumpKernel)
+    kernel = MixtureJumpKernel(ContinuousMixturePath(whole=False))
     x1, edges = torch.tensor([[0.1, -0.9, 1.0, 2.0]]), torch.linspace(-1, 1, 5)
     masses, outside = kernel.masses(x1, None, edges)
     assert masses.argmax(-1).tolist() == [[2, 0, 3, 3]]
@@ -201,8 +200,8 @@ def test_paths_without_a_known_jump_are_refused():
     with pytest.raises(TypeError, match="needs one"):
         GaussianJumpKernel(gm.MixturePath(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="whole=False"):
-        jump_kernel(ContinuousMixturePath())
+        MixtureJumpKernel(ContinuousMixturePath())
     with pytest.raises(TypeError, match="needs one"):
         MixtureJumpKernel(gm.GaussianPath())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="jumps of single coordinates are known on"):
-        jump_kernel(gm.MixturePath(3))
+        gm.predict.Rates(torch.nn.Identity(), gm.MixturePath(3), [-1.0, 1.0])

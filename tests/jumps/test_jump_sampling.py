@@ -150,9 +150,9 @@ def test_a_trained_network_jumps_to_the_data():
     network = gm.nn.MLP(1, width=64, depth=2, out=bins + 1, time_scale=10.0)
     model = gm.predict.Rates(network, gm.GaussianPath(), torch.linspace(-1.7, 1.7, bins + 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(1500):
+    for step in range(1000):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / 1500)
+            group["lr"] = 3e-3 * (1 - step / 1000)
         x1 = atoms[torch.multinomial(weights, 512, replacement=True)]
         optimizer.zero_grad()
         gm.matching_loss(model, x1, seed=step).backward()

@@ -144,6 +144,38 @@ def test_the_corrector_corrects():
     assert errors[1] < errors[0] / 2
 
 
+@pytest.mark.parametrize("name", ["diffusion", "user's", "state-dependent"])
+def test_data_become_noise(name: str):
+    """From data to the middle of the path and to its start, by mean and second moment; the flow alone remembers."""
+    forward = FORWARD[name]
+    data = gm.worlds.GaussianMixture(
+        torch.tensor(worlds.MEANS)[:, None], torch.tensor(worlds.VARIANCES)[:, None, None], torch.tensor(worlds.WEIGHTS)
+    )
+    x1 = data.sample(8000, seed=3)
+    for stop in (0.5, 0.02):
+        x = gm.sample(Reverse(forward), x1, start=0.99, stop=stop, steps=150, seed=0)
+        alpha, sigma = stop, 1 - stop
+        mean = alpha * MOMENTS[0]
+        second = alpha**2 * MOMENTS[1] + sigma**2
+        assert x.mean().item() == pytest.approx(mean, abs=0.05)
+        assert x.square().mean().item() == pytest.approx(second, abs=0.07)
+    kept = torch.corrcoef(torch.cat([x, x1], 1).T)[0, 1].item()
+    flown = gm.sample(gm.Flow(MODEL), x1, start=0.99, stop=0.02, steps=150)
+    assert kept < 0.9 * torch.corrcoef(torch.cat([flown, x1], 1).T)[0, 1].item()
+
+
+def test_a_reversed_generator_runs_from_data_to_noise_alone():
+    x = torch.zeros(4, 1)
+    with pytest.raises(ValueError, match="a reversed generator runs from data to noise"):
+        gm.sample(Reverse(FORWARD["diffusion"]), (4, 1), steps=4)
+    with pytest.raises(ValueError, match=r"not 1, at t = 0\.9"):
+        gm.sample(0.5 * Reverse(FORWARD["diffusion"]), x, start=0.9, stop=0.1, steps=4)
+    with pytest.raises(ValueError, match="it is run back in time"):
+        gm.sample(Reverse(FORWARD["diffusion"]), x, start=0.9, stop=0.1, solver=gm.solvers.Exponential())
+    with pytest.raises(ValueError, match=r"a flow, drift alone, or the generator's reverse, gm\.Reverse"):
+        gm.sample(FORWARD["diffusion"], x, start=0.9, stop=0.1, solver=gm.solvers.Heun())
+
+
 def test_the_wrong_weights_are_refused():
     sde = FORWARD["diffusion"]
     with pytest.raises(ValueError, match=r"at speed 0.5, not 1"):

@@ -182,7 +182,10 @@ def test_no_step_reads_to_the_host_or_differentiates(name: str, monkeypatch: pyt
         forbid(monkeypatch)
         march(solver.step, solver, field, plan, x)
         monkeypatch.undo()
-    assert seen.reads == []
+    # On a CPU, where it makes nobody wait, tokens look which rows jump; elsewhere none is looked for, as the test on the
+    # meta device shows.
+    allowed = {"aten::nonzero"} if what == "tokens" else set()
+    assert set(seen.reads) <= allowed
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -231,3 +231,11 @@ def test_a_reverse_alone_is_not_sampled():
         gm.sample(reverse, (2, 2))
     with pytest.raises(ValueError, match="speed 0, not 1"):
         gm.sample(churn, (2, 2))
+
+
+@pytest.mark.parametrize("name", ["uniform", "mask", "given"])
+def test_a_negative_rate_is_refused(name: str):
+    """Also where it is only shown tokens that would move at a negative rate."""
+    forward, reverse, _ = chains(Chain(PATHS[name]))
+    with pytest.raises(ValueError, match=r"make a jump rate negative"):
+        gm.sample(0.5 * forward - 0.5 * reverse, (2, 2), steps=4)

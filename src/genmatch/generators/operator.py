@@ -64,16 +64,16 @@ class Operator(nn.Module, ABC):
         """The path that is carried."""
         return self._models[0].path
 
-    def at(self, t: Tensor, until: Tensor | None = None) -> list[OperatorInstant]:
+    def at(self, t: Tensor, until: Tensor | None = None, *, speed: float = 1.0) -> list[OperatorInstant]:
         """The numbers of a float64 vector of times, one by one, as host floats.
 
         ``until`` are the ends of the steps that start at ``t``; see ``MixturePath.at``. The weights are checked: the
-        speeds must add to 1 at every time.
+        speeds must add to ``speed`` at every time.
         """
         times = t.tolist()
         models = [model.at(t, until).rows() for model in self._models]
         weights = [tuple(_weigh(w, time) for w, _ in self.terms) for time in times]
-        self._check_speed(times, weights)
+        self._check_speed(times, weights, speed)
         return [OperatorInstant(*row) for row in zip(times, zip(*models, strict=True), weights, strict=True)]
 
     def predict(self, x: State, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
@@ -124,16 +124,17 @@ class Operator(nn.Module, ABC):
         r"""The speed at time t: :math:`\sum_k a_k(t)\,v_k`."""
         return sum(_weigh(weight, t) * generator.speed for weight, generator in self.terms)
 
-    def _check_speed(self, times: Sequence[float], weights: Sequence[tuple[Number, ...]]) -> None:
+    def _check_speed(self, times: Sequence[float], weights: Sequence[tuple[Number, ...]], asked: float) -> None:
         speeds = [generator.speed for _, generator in self.terms]
         for time, row in zip(times, weights, strict=True):
             if not all(math.isfinite(w) for w in row):
                 raise ValueError(f"a weight is not finite at t = {time:g}: {row}")
             speed = sum(w * v for w, v in zip(row, speeds, strict=True))
-            if abs(speed - 1) > 1e-6:
+            if abs(speed - asked) > 1e-6:
                 raise ValueError(
-                    f"the weights carry the path at speed {speed:g}, not 1, at t = {time:g}: weights of generators "
-                    "that follow the path must add to 1 (Langevin has speed 0 and may have any weight)"
+                    f"the weights carry the path at speed {speed:g}, not {asked:g}, at t = {time:g}: weights of "
+                    f"generators that follow the path must add to {asked:g} (Langevin has speed 0 and may have any "
+                    "weight)" + (": a reversed generator runs from data to noise" if speed == -1 else "")
                 )
 
     def __add__(self, other: Operator) -> Superposition:

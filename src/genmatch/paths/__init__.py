@@ -3,9 +3,10 @@
 from .bridge import BridgeInstant, BridgePath
 from .continuous_mixture import ContinuousMixtureInstant, ContinuousMixturePath
 from .gaussian import GaussianPath
+from .gaussian_jumps import GaussianJumpKernel, JumpInstant
 from .geodesic import GeodesicInstant, GeodesicPath, UniformPoints, WrappedNormal
 from .interval import IntervalPath, UniformInterval
-from .jump_kernels import GaussianJumpKernel, JumpInstant, JumpKernel, MixtureJumpKernel, jump_kernel
+from .jump_kernel import JumpKernel, MixtureJumpKernel
 from .mixture import MixtureInstant, MixturePath
 from .path import Path
 from .product import ProductInstant, ProductPath
@@ -39,5 +40,4 @@ __all__ = [
     "UniformPoints",
     "UniformTokens",
     "WrappedNormal",
-    "jump_kernel",
 ]

@@ -89,7 +89,7 @@ class ProductPath(Path):
     --------
     >>> import genmatch as gm
     >>> gm.ProductPath({"label": gm.MixturePath(3), "point": gm.GaussianPath()})
-    ProductPath(label=MixturePath(3), point=GaussianPath(CondOT()))
+    ProductPath(label=MixturePath(3), point=GaussianPath(CondOT(sigma_min=0.0)))
     """
 
     def __init__(

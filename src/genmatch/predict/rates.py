@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from .. import rates
 from ..divergences import GeneralisedKL
-from ..paths import Path
-from ..paths.jump_kernels import jump_kernel
+from ..paths import ContinuousMixturePath, GaussianJumpKernel, GaussianPath, JumpKernel, MixtureJumpKernel, Path
 from ..schedules import Number
 from . import clocks
 from .predictor import Learned, check_parts
@@ -58,7 +57,7 @@ class Rates(Learned):
        \mathrm{KL}(J\,\|\,J^\theta) ,
 
     :math:`\Lambda` and J the rate (without the hazard) and the bin masses of the conditional jump, both in closed form:
-    :mod:`genmatch.paths.jump_kernels`. The best prediction is then the posterior mean of the rate of every bin.
+    :class:`~genmatch.paths.JumpKernel`. The best prediction is then the posterior mean of the rate of every bin.
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ class Rates(Learned):
     ) -> None:
         super().__init__()
         check_parts(network, time, None)
-        self.network, self.path, self.kernel = network, path, jump_kernel(path)
+        self.network, self.path, self.kernel = network, path, _kernel_of(path)
         self.time = clocks.t if time is None else time
         self.divergence = GeneralisedKL()
         self.data_range = _read_range(data_range)
@@ -201,6 +200,18 @@ class Rates(Learned):
 
     def extra_repr(self) -> str:
         return f"path={self.path!r}, bins={self.bins}"
+
+
+def _kernel_of(path: Any) -> JumpKernel:
+    """The conditional jump of single coordinates on a path; raises where none is known in closed form."""
+    if isinstance(path, GaussianPath):
+        return GaussianJumpKernel(path)
+    if isinstance(path, ContinuousMixturePath):
+        return MixtureJumpKernel(path)
+    raise TypeError(
+        "jumps of single coordinates are known on a GaussianPath and on a ContinuousMixturePath(whole=False), "
+        f"got {path!r}"
+    )
 
 
 def _read_range(data_range: tuple[float, float]) -> tuple[float, float]:

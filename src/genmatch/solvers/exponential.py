@@ -91,6 +91,8 @@ class _Semilinear(Solver):
     def why_not(field: Field) -> str:
         """Why a field is not semilinear; empty where it is."""
         operator = field.operator
+        if field.speed != 1:
+            return "it is run back in time"
         for _, generator in operator.terms:
             if not _declares_semilinear(generator):
                 return f"{type(generator).__name__} is not semilinear"

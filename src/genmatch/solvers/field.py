@@ -33,13 +33,22 @@ class Field:
         Passed to the networks.
     fixed
         Bool ``(B, *S)``: token positions that do not move.
+    speed
+        What the operator's speed must be: 1, or -1 for a generator that is run back, from data to noise.
     """
 
-    __slots__ = ("_known", "condition", "fixed", "like", "models", "operator", "space")
+    __slots__ = ("_known", "condition", "fixed", "like", "models", "operator", "space", "speed")
 
     def __init__(
-        self, operator: Operator, like: State, condition: Condition = None, fixed: State | None = None
+        self,
+        operator: Operator,
+        like: State,
+        condition: Condition = None,
+        fixed: State | None = None,
+        *,
+        speed: float = 1.0,
     ) -> None:
+        self.speed = speed
         self.operator, self.like, self.condition, self.fixed = operator, like, condition, fixed
         self.space: Space = operator.path.space
         self.models: tuple[Any, ...] = tuple(operator.models)
@@ -55,7 +64,7 @@ class Field:
         missing = [i for i, key in enumerate(keys) if key not in self._known]
         if missing:
             rows = torch.tensor(missing)
-            found = self.operator.at(times[rows], None if until is None else until[rows])
+            found = self.operator.at(times[rows], None if until is None else until[rows], speed=self.speed)
             self._known.update(zip([keys[i] for i in missing], found, strict=True))
         return [self._known[key] for key in keys]
 
@@ -119,11 +128,13 @@ def _hold(triplet: Triplet, fixed: Tensor | None) -> Triplet:
 
 
 def _made_up(path: Any, like: State) -> State:
-    """One state on which a plan may look at an operator. On a masked path only the mask may move."""
+    """One state on which a plan may look at an operator; on a masked path masks, and tokens that show, in turn."""
     if isinstance(like, Mapping):
         return {name: _made_up(path.factors[name], part) for name, part in like.items()}
     mask = getattr(path, "mask", None)
     x = torch.full_like(like[:1], 1 if mask is None else mask)
+    if mask is not None:
+        x.reshape(-1)[1::2] = 1
     return path.space.project(x) if isinstance(path.space, Manifold) else x
 
 

@@ -67,11 +67,15 @@ class RungeKutta(Solver):
         """Stage times and the numbers at them; the jump hazard averaged over each step."""
         starts, ends = times[:-1], times[1:]
         h = ends - starts
+        lengths = (h * field.speed).tolist()  # of a generator that is run back they are positive again
         (first,) = field.at(starts[:1])
         parts = field.parts(first)
         refuse_parts(self, parts, _offers(parts))
-        if parts & {"variance", "rates"} and bool(times[-1] < times[0]):
-            raise ValueError("noise and jumps run from noise to data: with times that fall use a flow, drift alone")
+        if parts & {"variance", "rates"} and min(lengths) < 0:
+            raise ValueError(
+                "noise and jumps run from noise to data: with times that fall use a flow, drift alone, or the "
+                "generator's reverse, gm.Reverse(generator)"
+            )
         if len(self.c) > 1 and "variance" in parts and not all(g.additive for _, g in field.operator.terms):
             raise ValueError(
                 f"{type(self).__name__} needs additive noise, the same at every state: a method of several stages "
@@ -87,7 +91,7 @@ class RungeKutta(Solver):
         for stage_rows in rows:
             field.settle(first, stage_rows)
             refuse_negative(field, stage_rows)
-        plan = [Step(float(length), tuple(row)) for length, *row in zip(h.tolist(), *rows, strict=True)]
+        plan = [Step(float(length), tuple(row)) for length, *row in zip(lengths, *rows, strict=True)]
         end = float(times[-1])
         if end in (0.0, 1.0) and parts & {"drift", "variance"} and not self.defined(field, end):
             plan[-1] = self._last(field, times, plan[-1])

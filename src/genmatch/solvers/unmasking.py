@@ -57,10 +57,9 @@ def spell(operator: Operator) -> str:
 
 
 class Reveal(NamedTuple):
-    """One step: the instant, and the shares of the positions masked at the start that are masked before and after."""
+    """One step: the instant, and the share of the positions masked at the start that are masked after it."""
 
     instant: OperatorInstant
-    before: float
     after: float
 
 
@@ -107,21 +106,19 @@ class Confidence(Solver):
         masked_path(self, field, times)
         rows = field.at(times[:-1], times[1:])
         origin = 1 - rows[0].models[0].kappa
-        return [Reveal(row, (1 - row.models[0].kappa) / origin, (1 - row.models[0].ahead) / origin) for row in rows]
+        return [Reveal(row, (1 - row.models[0].ahead) / origin) for row in rows]
 
     def evaluations(self, plan: Sequence[Reveal]) -> int:
         """One a step."""
         return len(plan)
 
-    def start(self, field: Field, x: Tensor) -> Tensor:
-        """How many positions of each sample may be unmasked, ``(B,)``."""
-        return _unmaskable(field, x).flatten(1).sum(1)
-
-    def step(self, field: Field, x: Tensor, c: Reveal, draws: Draws, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """One step; see the class."""
+    def step(self, field: Field, x: Tensor, c: Reveal, draws: Draws, carry: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One step; see the class. What is carried is how many positions of each sample were masked at the start."""
         logits = field(x, c.instant).rates.terms[0].where.logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         masked = _unmaskable(field, x)
+        present = masked.flatten(1).sum(1)
+        origin = present if carry is None else carry
         if self.temperature == 0:
             tokens = logits.argmax(-1)
         else:
@@ -132,10 +129,9 @@ class Confidence(Solver):
             score = score - self.noise * c.after * (-(u + 2.0**-33).log()).log().to(score.dtype)
         score = score.masked_fill(~masked, -math.inf).flatten(1)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        keep = (carry * c.after).round().to(carry.dtype)
-        count = masked.flatten(1).sum(1) - keep
+        count = present - (origin * c.after).round().to(present.dtype)
         chosen = (rank < count[:, None]).reshape(x.shape) & masked
-        return torch.where(chosen, tokens.to(x.dtype), x), carry
+        return torch.where(chosen, tokens.to(x.dtype), x), origin
 
     def _score(self, logits: Tensor, tokens: Tensor) -> Tensor:
         chances = logits.log_softmax(-1)

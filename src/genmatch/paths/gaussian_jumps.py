@@ -1,6 +1,6 @@
-r"""Jumps that follow a conditional path: how often one coordinate jumps, and where it lands.
+r"""The minimal jump of a Gaussian path, given the data: how often a coordinate jumps, and where it lands.
 
-**Gaussian paths.** With :math:`\xi = (x - \alpha z)/\sigma`, :math:`a = -\dot\sigma \ge 0` and
+With :math:`\xi = (x - \alpha z)/\sigma`, :math:`a = -\dot\sigma \ge 0` and
 :math:`b = \dot\alpha z`, the density of a coordinate given its data value z falls at the rate
 
 .. math:: -\partial_t \log p_t(x|z) = \frac{1}{\sigma}\,\bigl(a\,(\xi^2 - 1) - b\,\xi\bigr) .
@@ -19,9 +19,6 @@ the roots :math:`\xi_\pm` of :math:`a\xi^2 - b\xi - a` (whose product is -1), an
 So bin masses need no quadrature. Under CondOT a = 1, b = z, and :math:`\xi` is a time-homogeneous process in
 :math:`-\log(1-t)`, which jumps :math:`Z(z)\log\frac{1}{1-t}` times on average up to t.
 
-**Mixture paths.** A coordinate that is not yet data jumps to its data value z at the rate
-:math:`\dot\kappa/(1-\kappa)`.
-
 References
 ----------
 .. [1] P. Holderrieth et al., "Generator matching", arXiv 2410.20587, eq. 13 (CondOT) and Appendix E.
@@ -30,7 +27,6 @@ References
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -38,11 +34,11 @@ from torch import Tensor
 
 from ..quadrature import integrate
 from ..schedules import Number, along_batch
-from .continuous_mixture import ContinuousMixturePath
 from .gaussian import GaussianPath
+from .jump_kernel import JumpKernel
 from .path import read_time
 
-__all__ = ["GaussianJumpKernel", "JumpInstant", "JumpKernel", "MixtureJumpKernel", "jump_kernel"]
+__all__ = ["GaussianJumpKernel", "JumpInstant"]
 
 FAR = 40.0  # standard deviations beyond which a normal density is zero in float64
 TAIL = 1e-9  # the mass of landings that may lie beyond the reach, where landings have no bound
@@ -68,36 +64,6 @@ class JumpInstant(NamedTuple):
     def broadcast(self, x: Tensor) -> JumpInstant:
         """Per-sample values ``(B,)`` as ``(B, 1, ..., 1)``."""
         return JumpInstant(*(along_batch(f, x) for f in self))
-
-
-class JumpKernel(ABC):
-    r"""The conditional jump of single coordinates on a path, as a hazard times something free of scale.
-
-    .. math:: Q_t(dy; x|z) = h_t\,\ell_t(x|z)\,J_t(dy|z)
-
-    with :math:`h_t` known and :math:`\ell` of order one at all times: a network learns :math:`\ell` and J.
-    """
-
-    path: Any  # subclasses say which
-
-    @abstractmethod
-    def at(self, t: Tensor, until: Tensor | None = None) -> Any:
-        """The path's numbers with the hazard, or its average over the steps from ``t`` to ``until``."""
-
-    @abstractmethod
-    def reach(self, low: float, high: float) -> tuple[float, float]:
-        """Between which values coordinates land, at any time, for data between ``low`` and ``high``."""
-
-    @abstractmethod
-    def intensity(self, x: Tensor, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
-        r""":math:`\ell_t(x|z)`, ``(B, *S)``, for a state ``x`` between ``x0`` and ``x1``."""
-
-    @abstractmethod
-    def masses(self, x1: Tensor, instant: Any, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """The masses of bins under J, ``(B, *S, K)``, and what lies beyond the outermost edges, ``(B, *S)``.
-
-        The outermost bins take what lies beyond them, so that the masses add to 1.
-        """
 
 
 class GaussianJumpKernel(JumpKernel):
@@ -241,57 +207,6 @@ class GaussianJumpKernel(JumpKernel):
         values = (known.alpha, known.sigma, -known.sigma_dot, known.alpha_dot * z.double(), known.wronskian)
         alpha, sigma, a, b, wronskian = (value.expand(z.shape) for value in values)
         return alpha, sigma, a.clamp(min=0), b, wronskian
-
-
-class MixtureJumpKernel(JumpKernel):
-    """The jump of a coordinate of a mixture path to its data value.
-
-    Parameters
-    ----------
-    path
-        A :class:`~genmatch.paths.ContinuousMixturePath` whose coordinates change one by one, ``whole=False``.
-    """
-
-    def __init__(self, path: ContinuousMixturePath) -> None:
-        if not isinstance(path, ContinuousMixturePath):
-            raise TypeError(f"the jump kernel of a mixture of continuous states needs one, got {path!r}")
-        if path.whole:
-            raise ValueError(
-                f"on {path!r} the state jumps as a whole, so no coordinate has bins of its own: use whole=False, "
-                "or gm.predict.Survival with gm.MixtureJump"
-            )
-        self.path = path
-
-    def at(self, t: Tensor, until: Tensor | None = None) -> Any:
-        """The path's numbers."""
-        return self.path.at(t, until)
-
-    def reach(self, low: float, high: float) -> tuple[float, float]:
-        """Coordinates land on the data."""
-        return low, high
-
-    def intensity(self, x: Tensor, x0: Tensor, x1: Tensor, instant: Any) -> Tensor:
-        """1 where the coordinate has not jumped, 0 where it has."""
-        return (x != x1).double()
-
-    def masses(self, x1: Tensor, instant: Any, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """1 for the bin of the data value."""
-        edges = edges.to(x1)
-        which = torch.bucketize(x1.contiguous(), edges[1:-1].contiguous(), right=True)
-        outside = (x1 < edges[0]) | (x1 > edges[-1])
-        return torch.nn.functional.one_hot(which, len(edges) - 1).double(), outside.double()
-
-
-def jump_kernel(path: Any) -> JumpKernel:
-    """The conditional jump of single coordinates on a path; raises where none is known in closed form."""
-    if isinstance(path, GaussianPath):
-        return GaussianJumpKernel(path)
-    if isinstance(path, ContinuousMixturePath):
-        return MixtureJumpKernel(path)
-    raise TypeError(
-        f"jumps of single coordinates are known on a GaussianPath and on a ContinuousMixturePath(whole=False), "
-        f"got {path!r}"
-    )
 
 
 def _phi(xi: Tensor) -> Tensor:
