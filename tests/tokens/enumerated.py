@@ -72,7 +72,8 @@ def generator_matrix(world: Chain, operator: Operator, t: float) -> Tensor:
 def density_and_rate(world: Chain, t: float) -> tuple[Tensor, Tensor]:
     """p_t and its time derivative on the states."""
     time = torch.tensor(t, dtype=F64)
-    return torch.func.jvp(world.density, (time,), (torch.ones_like(time),))
+    density, rate = torch.func.jvp(world.density, (time,), (torch.ones_like(time),))  # type: ignore[misc]
+    return density, rate
 
 
 def leap_kernel(world: Chain, rates: Rates, h: float) -> Tensor:
@@ -122,7 +123,7 @@ def draw(world: Chain, solver: Solver, count: int, operator: Operator | None = N
 
 def any_order_bound(world: Chain, posterior) -> Tensor:
     """The mean over both orders of -log p(first) p(second | first), for every data pair, ``(9,)``."""
-    data, mask = world.data, world.path.mask
+    data, mask = world.data, int(world.path.mask or 0)
     rows = torch.arange(len(data))
     bound = torch.zeros(len(data), dtype=F64)
     for first, second in ((0, 1), (1, 0)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -223,7 +224,7 @@ def test_positions_have_times_of_their_own():
     path = gm.MixturePath(4, mask=4, schedule=gm.schedules.Cosine())
     x1 = Draws(0, 4000).integers((4000, 6), 4)
     t = torch.tensor([0.0, 0.1, 0.4, 0.7, 0.95, 1.0]).expand(4000, 6)
-    instant = path.per_token(t)
+    instant: Any = path.per_token(t)
     x = path.sample(torch.full_like(x1, 4), x1, instant, Draws(1, 4000))
     shown = (x != 4).double().mean(0)
     kappa = path.schedule(t[0].double())[0]
@@ -246,9 +247,8 @@ def test_one_time_for_all_positions_is_the_loss_of_samples():
             model = gm.predict.Tokens(Twice(), path, divergence=divergence)
             x1, t = tokens(30)[1], 0.9 * Draws(9, 30).uniform((30,))
             samples = gm.matching_loss(model, x1, t=t, seed=0, reduction="none")
-            positions = gm.matching_loss(
-                model, x1, t=path.per_token(t[:, None].expand(30, 5)), seed=0, reduction="none"
-            )
+            each: Any = path.per_token(t[:, None].expand(30, 5))
+            positions = gm.matching_loss(model, x1, t=each, seed=0, reduction="none")
             torch.testing.assert_close(samples, positions)
 
 

@@ -34,11 +34,12 @@ SLACK = 1e-4  # rounding of a rate beside its bound
 
 
 class Span(NamedTuple):
-    """One span on the clock that candidates tick by, and a last leap to the data."""
+    """One span on the clock that candidates tick by, how often they do, and a last leap to the data."""
 
     number: int
     begin: float
     end: float
+    often: float
     leap: tuple[float, OperatorInstant] | None = None
 
 
@@ -99,7 +100,7 @@ class Thinning(Solver):
         refuse_negative(field, rows)
         if self.bound is not None:
             pairs = zip(times.tolist(), times[1:].tolist(), strict=False)
-            return [Span(i, begin, end) for i, (begin, end) in enumerate(pairs)]
+            return [Span(i, begin, end, float(self.bound)) for i, (begin, end) in enumerate(pairs)]
         lone = field.operator.terms
         if len(lone) != 1 or not isinstance(lone[0][1], CTMC) or lone[0][0] != 1.0:
             raise ValueError(
@@ -110,28 +111,32 @@ class Thinning(Solver):
 
     def _span(self, field: Field, index: int, row: OperatorInstant) -> Span:
         kappa, ahead = row.models[0].kappa, row.models[0].ahead
+        often = float(math.prod(field.like.shape[1:]))
         if ahead < 1:
-            return Span(index, -math.log1p(-kappa), -math.log1p(-ahead))
+            return Span(index, -math.log1p(-kappa), -math.log1p(-ahead), often)
         turn = max(kappa, 1 - self.last)
         path: MixturePath = field.operator.path  # type: ignore[assignment]
-        begin = path.time(torch.tensor([turn], dtype=torch.float64)) if turn > kappa else torch.tensor([row.t])
-        (leap,) = field.at(begin.double(), torch.ones(1, dtype=torch.float64))
-        return Span(index, -math.log1p(-kappa), -math.log1p(-turn), (1 - begin.item(), leap))
+        begin = (
+            path.time(torch.tensor([turn], dtype=torch.float64))
+            if turn > kappa
+            else torch.tensor([row.t], dtype=torch.float64)
+        )
+        (leap,) = field.at(begin, torch.ones(1, dtype=torch.float64))
+        return Span(index, -math.log1p(-kappa), -math.log1p(-turn), often, (1 - begin.item(), leap))
 
     def evaluations(self, plan: Sequence[Span]) -> int:
-        """The expected number: of candidates of one sample, and of leaps; for D = 1 where there is no bound."""
-        spans = sum(span.end - span.begin for span in plan)
-        return math.ceil(spans * (self.bound or 1)) + sum(span.leap is not None for span in plan)
+        """The expected number of candidates of one sample, rounded up, and the leap; a batch needs its unluckiest's."""
+        candidates = sum((span.end - span.begin) * span.often for span in plan)
+        return math.ceil(candidates) + sum(span.leap is not None for span in plan)
 
     def step(self, field: Field, x: Tensor, c: Span, draws: Draws, carry: None) -> tuple[Tensor, None]:
         """All jumps of a span; see the class."""
         path: MixturePath = field.operator.path  # type: ignore[assignment]
-        positions = max(1, math.prod(x.shape[1:]))
-        often = float(positions) if self.bound is None else float(self.bound)
+        positions = math.prod(x.shape[1:])
         now = torch.full((len(x),), c.begin, dtype=torch.float64, device=x.device)
         for event in range(MOST):
             u = draws.at(c.number * MOST + event).fork(EVENTS).uniform((len(x), 4), torch.float64)
-            now = now - torch.log1p(-u[:, 0]) / often
+            now = now - torch.log1p(-u[:, 0]) / c.often
             live = now < c.end
             if not bool(live.any()):
                 break
