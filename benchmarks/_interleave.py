@@ -71,7 +71,7 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def save(name: str, content: Mapping[str, Any]) -> Path:
+def save(name: str, content: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Write results with the machine, the date and the commit that made them."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -83,8 +83,8 @@ def save(name: str, content: Mapping[str, Any]) -> Path:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(
         json.dumps({"date": date.today().isoformat(), "commit": commit, "machine": machine, **content}, indent=1) + "\n"
     )

@@ -81,7 +81,8 @@ class OT(Coupling):
         with torch.no_grad():
             flat0, flat1 = (_centred(x.reshape(len(x), -1)) for x in (x0, x1))
             # |x1|^2 - 2 x1.x0 + |x0|^2: the squared norms are the same for every pairing, so the product decides.
-            cost = -(flat1 @ flat0.T).cpu()
+            with torch.autocast(x0.device.type, enabled=False):  # bfloat16 would pair others
+                cost = -(flat1 @ flat0.T).cpu()
             if not bool(cost.isfinite().all()):
                 raise ValueError("optimal transport got non-finite samples: check the data for NaN")
             _, columns = linear_sum_assignment(cost.numpy())

@@ -31,6 +31,7 @@ class Initial(NamedTuple):
         if self.given is not None:
             return each(lambda part, like: part[rows].to(like.device, like.dtype), self.given, self.like)
         x0 = path.draw_source(each(lambda like: (draws.samples, *like.shape[1:]), self.like), draws)
+        path.space.check(x0)  # a user's source may draw anything
         return path.prior(each(lambda part, like: part.to(like.dtype), x0, self.like), instant)
 
 

@@ -29,7 +29,7 @@ from .paths import MixturePath
 from .predict import Predictor
 from .predict.predictor import Condition, check_condition
 from .random import Draws
-from .sampling import _mode as evaluating
+from .sampling import evaluation_mode
 
 __all__ = ["bits_per_token", "masked_bound"]
 
@@ -103,7 +103,7 @@ def masked_bound(
     size = counted.sum(1)
     total = torch.zeros(len(x1), dtype=torch.float64, device=x1.device)
     with (
-        evaluating(model, grad),  # type: ignore[arg-type]
+        evaluation_mode(model, grad),
         torch.set_grad_enabled(grad and torch.is_grad_enabled()),
     ):
         for k in range(evaluations):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .generators import Operator
-from .paths import GaussianPath, Path
+from .paths import GaussianPath, MixtureInstant, Path
 from .paths.path import BETWEEN, check_pair
 from .predict import Predictor, Product
 from .predict.predictor import Condition, check_condition
@@ -30,7 +30,7 @@ def matching_loss(
     x1: State,
     *,
     x0: State | None = None,
-    t: Tensor | float | Mapping[str, Any] | None = None,
+    t: Tensor | float | Mapping[str, Any] | MixtureInstant | None = None,
     condition: Condition = None,
     time: TimeLaw | Mapping[str, TimeLaw] | None = None,
     weight: Callable[[Any], Number] | None = None,
@@ -95,8 +95,7 @@ def matching_loss(
     path: Path = model.path
     _check_options(model, time, weight)
     _check_state("x1", x1, path)
-    if not batch(x1):
-        raise ValueError(f"the batch is empty: x1 has shape {tuple(first(x1).shape)}")
+    each(_check_some, x1)
     check_condition(condition, batch(x1))
     draws = _choose_draws(draws, seed, first(x1))
     x0, x1, condition = path.pair(_choose_source(x0, x1, path, draws), x1, condition, draws)
@@ -204,12 +203,18 @@ def _choose_source(x0: State | None, x1: State, path: Path, draws: Draws) -> Sta
     if x0 is None:
         source = path.draw_source(each(lambda part: tuple(part.shape), x1), draws)
         source = each(lambda part, like: part.to(like.dtype), source, x1)
+        path.space.check(source)
     else:
         _check_state("x0", x0, path)
         each(_check_dtypes, x0, x1)
         source = x0
     each(check_pair, source, x1)
     return source
+
+
+def _check_some(x1: Tensor) -> None:
+    if not x1.numel():
+        raise ValueError(f"the batch is empty: x1 has shape {tuple(x1.shape)}")
 
 
 def _check_dtypes(x0: Tensor, x1: Tensor) -> None:

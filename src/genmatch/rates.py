@@ -73,7 +73,7 @@ class Categorical(Landing):
 
     def land(self, uniform: Tensor, draws: Draws) -> Tensor:
         """Values, int64, by inverting the distribution function at the uniforms."""
-        return invert(self.logits, uniform)[0]
+        return pick(self.logits, uniform)
 
     def take(self, where: Tensor) -> Categorical:
         return Categorical(_rows(self.logits, where))
@@ -288,6 +288,8 @@ class Rates:
 
     def keep(self, where: Tensor) -> Rates:
         """The rates of the positions where the mask ``(B, *S)`` is true; the others never jump."""
+        if any(term.where.whole for term in self.terms):
+            raise ValueError("positions cannot be held where the state jumps as a whole")
         return Rates(*(Term(torch.where(where, term.total, 0), term.where) for term in self.terms))
 
     def gain(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -357,9 +359,13 @@ def _rows(logits: Tensor, where: Tensor) -> Tensor:
 
 def _land_whole(where: Landing, x: Tensor, mask: Tensor, uniform: Tensor, draws: Draws, sparse: bool) -> Tensor:
     rows = mask.reshape(-1)
+    landed = (
+        where.take(rows).land(uniform.reshape(-1)[rows], draws) if sparse else where.land(uniform.reshape(-1), draws)
+    )
+    if landed.shape[1:] != x.shape[1:]:
+        raise ValueError(f"a jump lands on states of shape {tuple(landed.shape[1:])}, these have {tuple(x.shape[1:])}")
     if not sparse:
-        return torch.where(mask, where.land(uniform.reshape(-1), draws).to(x.dtype), x)
-    landed = where.take(rows).land(uniform.reshape(-1)[rows], draws)
+        return torch.where(mask, landed.to(x.dtype), x)
     return x.index_put((rows,), landed.to(x.dtype))
 
 
@@ -367,6 +373,15 @@ def _choose(totals: list[Tensor], uniform: Tensor) -> Tensor:
     # Clamped, as an infinite rate (the last step of a mixture path) has no share.
     edges = torch.stack(totals).clamp(max=1e30).cumsum(0)
     return (uniform * edges[-1] >= edges).sum(0).clamp(max=len(totals) - 1)
+
+
+def pick(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The value at which the distribution function reaches a uniform; -1, no value, where logits are nan.
+
+    What checks the states at the end of a run sees it there.
+    """
+    index, rest = invert(logits, uniform)
+    return torch.where(rest.isnan(), -1, index)
 
 
 def invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,10 @@ from .paths import Path
 from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, RungeKutta, Solver
+from .spaces import Product, Space
 from .spaces.states import State, each
 
-__all__ = ["default_solver", "sample"]
+__all__ = ["default_solver", "evaluation_mode", "sample"]
 
 STEPS = 50
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
@@ -121,7 +122,7 @@ def sample(
     size = min(count, batch_size or count)
 
     results = []
-    with _mode(generator, grad), torch.set_grad_enabled(grad):
+    with evaluation_mode(generator, grad), torch.set_grad_enabled(grad):
         speed = _direction(generator, times, start, stop)
         field = Field(generator, like, speed=speed)
         run = _prepare(field, solver, steps, times, start, stop, from_source=initial.given is None)
@@ -176,13 +177,13 @@ def _loop(run: _Run, field: Field, x: State, draws: Draws, trajectory, callback,
         if trajectory:
             states.append(x)
         if check:
-            _check_finite(x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
+            _check_finite(field.space, x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
         if callback is not None:
             callback(i, run.times[i], x)
         if bar is not None:
             bar.update()
     if not check:
-        _check_finite(x, "at the end; check=True tells at which step it begins")
+        _check_finite(field.space, x, "at the end; check=True tells at which step it begins")
     return each(lambda *parts: torch.stack(parts), *states) if trajectory else x
 
 
@@ -227,7 +228,7 @@ def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:
     why = path.why_not_noise(instant)
     if not why:
         return
-    if told and instant.t > 0:
+    if (told and instant.t > 0) or getattr(path, "given", None):
         raise ValueError(why)
     warnings.warn(why, UserWarning, stacklevel=4)
 
@@ -262,8 +263,17 @@ def _read_times(times: Tensor | Sequence[float]) -> Tensor:
     return grid
 
 
-def _check_finite(state: State, when: str) -> None:
-    each(lambda x: _check_part(x, when), state)
+def _check_finite(space: Space, state: State, when: str) -> None:
+    if isinstance(space, Product):
+        for name, own in space.factors.items():
+            _check_finite(own, state[name], when)
+    elif space.discrete:
+        try:
+            space.check(state)
+        except ValueError as error:
+            raise FloatingPointError(f"{when} tokens are none: {error}. Are the network's logits finite?") from None
+    else:
+        _check_part(state, when)
 
 
 def _check_part(x: Tensor, when: str) -> None:
@@ -276,13 +286,13 @@ def _check_part(x: Tensor, when: str) -> None:
 
 
 @contextlib.contextmanager
-def _mode(generator: Operator, grad: bool) -> Iterator[None]:
+def evaluation_mode(module: nn.Module, grad: bool) -> Iterator[None]:
     """Evaluation mode for the networks, and their own mode back; nothing when gradients are asked for."""
-    training = [] if grad else [module for module in generator.modules() if module.training]
-    for module in training:
-        module.training = False
+    training = [] if grad else [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for part in training:
+            part.training = True

@@ -117,8 +117,17 @@ def test_noise_in_one_factor_keeps_it():
         {"label": gm.CTMC, "point": lambda m: 0.4 * gm.Flow(m) + 0.6 * gm.Diffusion(m, gm.diffusivity.Constant(0.7))},
     )
     assert residual(noisy, path, 0.5) < 1e-6
-    half = gm.Product(model_on(path), {"label": gm.CTMC, "point": lambda m: gm.Flow(m) + 0.0 * gm.Langevin(m)})
-    assert residual(half, path, 0.5) < 1e-6
+    constant = gm.diffusivity.Constant(1.0)
+    rising = gm.Product(
+        model_on(path),
+        {
+            "label": lambda m: (lambda t: 1 + t) * gm.CTMC(m) + (lambda t: t) * gm.ReverseCTMC(m),
+            "point": lambda m: (
+                (lambda t: t) * gm.Flow(m) + (lambda t: 1 - t) * gm.Diffusion(m, constant)
+            ),
+        },
+    )
+    assert residual(rising, path, 0.5) < 1e-6
 
 
 def test_clocks_without_their_speed_break_it():
@@ -270,15 +279,17 @@ def test_training_finds_the_joint_law():
 def test_fit_trains_products():
     def run(**more):
         model = small_model()
-        fitted = gm.training.fit(model, data(512, 0), steps=6, batch_size=64, seed=0, progress=False, **more)
+        options = {"batch_size": 64, **more}
+        fitted = gm.training.fit(model, data(512, 0), steps=6, seed=0, progress=False, **options)
         return model, fitted
 
     model, fitted = run()
     assert len(fitted.losses) == 6
     again, _ = run()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    split, _ = run(accumulate=1)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), split.parameters(), strict=True))
+    split, _ = run(batch_size=32, accumulate=2)
+    for a, b in zip(model.parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     seen = []
 
     def loss(model, x1, condition, draws):
@@ -290,7 +301,119 @@ def test_fit_trains_products():
     assert seen == [({"label", "point"}, {"colour"})]
 
 
+def test_weights_of_a_sum_of_products_run_along_the_batch():
+    model = model_on(PATHS["plain"])
+    flow = gm.Product(model, {"label": gm.CTMC, "point": gm.Flow})
+    noisy = gm.Product(model, {"label": gm.CTMC, "point": lambda m: gm.Diffusion(m, gm.diffusivity.Constant(0.5))})
+    total = (lambda t: t) * flow + (lambda t: 1 - t) * noisy
+    x = {"label": torch.tensor([0, 1, 2]), "point": torch.tensor([[0.3], [-0.2], [1.0]], dtype=F64)}
+    times = torch.tensor([0.2, 0.5, 0.8], dtype=F64)
+    together = total(x, times)
+    for i in range(3):
+        alone = total({name: part[i : i + 1] for name, part in x.items()}, float(times[i]))
+        torch.testing.assert_close(together["point"].drift[i : i + 1], alone["point"].drift)
+        torch.testing.assert_close(
+            together["point"].variance[i].squeeze(), torch.tensor(alone["point"].variance).to(F64)
+        )
+        torch.testing.assert_close(together["label"].rates.total()[i : i + 1], alone["label"].rates.total())
+    assert residual(total, PATHS["plain"], 0.6) < 1e-6
+    with pytest.raises(TypeError, match="a weight is a function of one time, and every factor was given its own"):
+        total(x, {"label": 0.5, "point": 0.6})
+
+
+def test_a_given_factor_stands_still_at_times_of_all_kinds():
+    generator = generator_on(product_path({"label": torch.ones_like}))
+    x = {"label": torch.tensor([0, 1]), "point": torch.zeros(2, 1, dtype=F64)}
+    for t in (0.5, torch.tensor([0.5, 0.7], dtype=F64)):
+        assert generator(x, t)["label"].parts == frozenset()
+        assert bool(generator(x, t)["point"].drift.isfinite().all())
+
+
+def test_a_clock_that_stands_for_a_while_moves_nothing():
+    path = product_path({"label": lambda t: (2 * t).clamp(max=1)})
+    generator = generator_on(path)
+    triplet = generator({"label": torch.tensor([0]), "point": torch.zeros(1, 1, dtype=F64)}, 0.75)
+    assert float(triplet["label"].rates.total()) == 0
+    x = gm.sample(generator, {"label": (2000,), "point": (2000, 1)}, steps=60, seed=0, dtype=F64)
+    assert abs(float((x["label"] == 0).double().mean()) - 0.5) < 0.05
+    late = product_path({"label": lambda t: t**2})  # stands at the start
+    with pytest.raises(ValueError, match="Heun cannot move rates"):
+        gm.sample(generator_on(late), {"label": (4,), "point": (4, 1)}, solver=gm.solvers.Heun())
+
+
 # Bad input
+
+
+def test_what_is_no_generator_of_the_path_is_refused():
+    model, shapes = model_on(PATHS["plain"]), {"label": (4,), "point": (4, 1)}
+    typo = gm.Product(
+        model,
+        {"label": gm.CTMC, "point": lambda q: (lambda t: t) * gm.Flow(q) + (lambda t: 0.25 + t / 2) * gm.Flow(q)},
+    )
+    with pytest.raises(ValueError, match=r"at speed .* not 1, at t = 0"):
+        gm.sample(typo, shapes, dtype=F64)
+    negative = gm.Product(model, {"label": lambda q: 0.5 * gm.CTMC(q) - 0.5 * gm.ReverseCTMC(q), "point": gm.Flow})
+    with pytest.raises(ValueError, match="make a jump rate negative"):
+        gm.sample(negative, shapes, dtype=F64)
+    factors = {"label": gm.predict.Tokens, "point": gm.predict.Velocity}
+    other = {**factors, "point": lambda n, p: gm.predict.Velocity(n, gm.GaussianPath(gm.schedules.Cosine()))}
+    own = {**factors, "point": lambda n, p: gm.predict.Velocity(nn.Linear(1, 1), p)}
+    for wrong in (other, own):
+        with pytest.raises(ValueError, match="must be made of the network and the path it is given"):
+            gm.predict.Product(Small(), wrong, PATHS["plain"])
+    with pytest.raises(TypeError, match="got a Velocity that is made already"):
+        gm.predict.Product(
+            Small(), {**factors, "point": gm.predict.Velocity(nn.Identity(), gm.GaussianPath())}, PATHS["plain"]
+        )
+    with pytest.raises(TypeError, match="got a Flow that is made already"):
+        gm.Product(model, {"label": gm.CTMC, "point": gm.Flow(model.models["point"])})
+    for weight in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="the weight of 'label'"):
+            gm.predict.Product(Small(), factors, PATHS["plain"], weights={"label": weight, "point": 1.0})
+    with pytest.raises(TypeError, match="does not wrap a product"):
+        gm.guidance.ClassifierFree(model, 2.0, null={"label": 0})
+
+
+def test_what_a_generator_of_products_returns_is_read():
+    class Typo(gm.Generator):
+        def triplet(self, x, t, prediction):
+            right = generator_on(PATHS["plain"]).triplet(x, t, prediction)
+            return type(right)({"label": right["label"], "pont": right["point"]})
+
+    class Plain(gm.Generator):
+        def triplet(self, x, t, prediction):
+            return gm.Triplet(drift=x["point"])
+
+    for kind, message in ((Typo, "got 'label', 'pont'"), (Plain, "got a Triplet")):
+        with pytest.raises(ValueError, match=f"a generator returns Triplets with factors among .*{message}"):
+            gm.sample(kind(model_on(PATHS["plain"])), {"label": (4,), "point": (4, 1)}, steps=2, dtype=F64)
+
+
+def test_bad_clocks_and_names():
+    with pytest.raises(ValueError, match="runs infinitely fast at t = 0"):
+        product_path({"label": torch.sqrt})
+    with pytest.raises(ValueError, match="without detach"):
+        product_path({"label": lambda t: (t**2).detach()})
+    for name in ("", "a.b"):
+        with pytest.raises(ValueError, match="a factor's name is a string without dots"):
+            gm.ProductPath({name: gm.GaussianPath()})
+    for name in ("type", "values", "half"):  # attributes of modules, and good names
+        path = gm.ProductPath({name: gm.GaussianPath()})
+        gm.Product(gm.predict.Product(Small(), {name: gm.predict.Velocity}, path), {name: gm.Flow})
+    given = generator_on(product_path({"label": torch.ones_like}))
+    with pytest.raises(ValueError, match="label is given, its clock stands at 1: pass its values"):
+        gm.sample(given, {"label": (4,), "point": (4, 1)}, dtype=F64)
+
+
+def test_what_is_not_finite_is_seen():
+    class Broken(nn.Module):
+        def forward(self, x, t):
+            return {"label": torch.full((len(x["label"]), 3), math.nan), "point": -x["point"]}
+
+    factors = {"label": gm.predict.Tokens, "point": gm.predict.Velocity}
+    model = gm.predict.Product(Broken(), factors, PATHS["plain"])
+    with pytest.raises(FloatingPointError, match=r"tokens are none.*Are the network's logits finite"):
+        gm.sample(gm.Product(model, {"label": gm.CTMC, "point": gm.Flow}), {"label": (4,), "point": (4, 1)}, steps=5)
 
 
 class Half(nn.Module):

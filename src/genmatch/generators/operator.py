@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..paths import GaussianPath, Path
 from ..predict import Predictor
 from ..predict.predictor import Condition, asked_at, check_condition
-from ..schedules import Number
+from ..schedules import Number, along_batch
 from ..spaces.states import State, batch
 from ..triplet import Triplet, Triplets
 from .registration import Own, keep_once
@@ -74,6 +75,10 @@ class Operator(nn.Module, ABC):
         models = [model.at(t, until).rows() for model in self._models]
         weights = [tuple(_weigh(w, time) for w, _ in self.terms) for time in times]
         self._check_speed(times, weights, speed)
+        for (_, generator), which in zip(self.terms, self._which, strict=True):
+            for name, operator in generator.nested.items():
+                own = [row.factors[name].t for row in models[which]]
+                operator._check_speed(own, [operator.weights_at(time) for time in own], generator.speed)
         return [OperatorInstant(*row) for row in zip(times, zip(*models, strict=True), weights, strict=True)]
 
     def predict(self, x: State, instant: OperatorInstant, condition: Condition = None) -> tuple[Any, ...]:
@@ -97,7 +102,7 @@ class Operator(nn.Module, ABC):
                 name = type(generator).__name__
                 raise TypeError(f"{name}.triplet must return a gm.Triplet(drift=...), got {type(triplet).__name__}")
             if not (host and weight == 1.0):
-                triplet = weight * triplet
+                triplet = _scale(triplet, weight, x)
             total = triplet if total is None else total + triplet
         return Triplet() if total is None else total
 
@@ -119,6 +124,16 @@ class Operator(nn.Module, ABC):
     def weights_at(self, t: Number) -> tuple[Number, ...]:
         """The terms' weights at a time, host floats for a host float."""
         return tuple(_weigh(w, t) for w, _ in self.terms)
+
+    def lowest_weight(self, instant: OperatorInstant) -> float:
+        """The least weight of the terms at an instant of host floats, those of a product's factors included."""
+        inner = [
+            operator.lowest_weight(OperatorInstant(own.t, (own,), operator.weights_at(own.t)))
+            for (_, generator), which in zip(self.terms, self._which, strict=True)
+            for name, operator in generator.nested.items()
+            for own in [instant.models[which].factors[name]]
+        ]
+        return min([*instant.weights, *inner])  # type: ignore[type-var]
 
     def speed_at(self, t: float) -> float:
         r"""The speed at time t: :math:`\sum_k a_k(t)\,v_k`."""
@@ -176,6 +191,8 @@ class Generator(Operator):
         leaves :math:`p_t` alone, -1 runs it back.
     additive
         Whether variance (and rates) are the same at every state. Solvers with several stages need it.
+    nested
+        Generators of a product's factors, by name.
     semilinear
         Whether the triplet is ``speed`` times the velocity plus half its variance times the score, with an additive,
         scalar variance: then :class:`~genmatch.solvers.Exponential` integrates it exactly but for the data prediction.
@@ -192,6 +209,7 @@ class Generator(Operator):
     speed: float = 1.0
     additive: bool = True
     semilinear: bool = False
+    nested: Mapping[str, Operator] = MappingProxyType({})
 
     def __init__(self, model: Predictor) -> None:
         if not isinstance(model, Predictor):
@@ -282,6 +300,13 @@ class Superposition(Operator):
         return " + ".join(f"{name(weight)} * {type(generator).__name__}" for weight, generator in self._terms)
 
 
+def _scale(triplet: Any, weight: Number, x: State) -> Any:
+    """A multiple of a triplet; a weight for each sample runs along the batch of every factor."""
+    if isinstance(triplet, Triplets) and isinstance(weight, Tensor) and weight.ndim:
+        return Triplets({name: part * along_batch(weight.reshape(-1), x[name]) for name, part in triplet.items()})
+    return weight * triplet
+
+
 def _check_weight(weight: Any) -> None:
     # A module is callable, but a generator is no weight, and the parameters of a network would be registered nowhere.
     if callable(weight) and not isinstance(weight, (nn.Module, type)):
@@ -299,6 +324,8 @@ def _weigh(weight: Weight, t: Number) -> Number:
     """A weight at a time; functions see host floats alone, one by one if ``t`` is a tensor."""
     if not callable(weight):
         return float(weight)
+    if isinstance(t, Mapping):
+        raise TypeError("a weight is a function of one time, and every factor was given its own: give one time for all")
     if isinstance(t, Tensor):
         values = [_weigh(weight, time) for time in t.flatten().tolist()]
         return torch.tensor(values, dtype=t.dtype, device=t.device).reshape(t.shape)

@@ -38,6 +38,11 @@ class ProductInstant:
         self.t, self.factors, self.speeds = t, factors, speeds
 
     @property
+    def running(self) -> ProductInstant:
+        """The same instant with every clock at speed 1, also those that stand just now."""
+        return ProductInstant(self.t, self.factors, dict.fromkeys(self.speeds, 1.0))
+
+    @property
     def derived(self) -> bool:
         """Whether some factor's derivatives have been taken."""
         return any(getattr(factor, "derived", False) for factor in self.factors.values())
@@ -111,8 +116,10 @@ class ProductPath(Path):
         self.factors = dict(factors)
         self.space = Product({name: path.space for name, path in self.factors.items()})
         self.clocks = dict(clocks or {})
-        for name, clock in self.clocks.items():
-            _check_clock(name, clock, self.factors)
+        for name in self.factors:
+            if not isinstance(name, str) or not name or "." in name:
+                raise ValueError(f"a factor's name is a string without dots, got {name!r}: tensors are saved under it")
+        self.given = frozenset(n for n, clock in self.clocks.items() if _stands(n, clock, self.factors))
         given = any(isinstance(path.coupling, Given) for path in self.factors.values())
         self.coupling = Given() if given else Independent()
         self.source = _Sources(self)
@@ -158,6 +165,9 @@ class ProductPath(Path):
 
     def why_not_noise(self, instant: ProductInstant) -> str:
         """The first factor's reason."""
+        if self.given:
+            names = ", ".join(sorted(self.given))
+            return f"{names} is given, its clock stands at 1: pass its values, and states of the other factors"
         reasons = (path.why_not_noise(instant.factors[name]) for name, path in self.factors.items())
         return next((reason for reason in reasons if reason), "")
 
@@ -191,7 +201,8 @@ class _Sources:
         }
 
 
-def _check_clock(name: str, clock: Any, factors: Mapping[str, Path]) -> None:
+def _stands(name: str, clock: Any, factors: Mapping[str, Path]) -> bool:
+    """Whether a clock stands at 1; raises unless it does or increases smoothly from 0 to 1."""
     if name not in factors:
         raise ValueError(f"there is a clock for {name!r}, which is no factor: they are {', '.join(factors)}")
     if not callable(clock):
@@ -200,10 +211,22 @@ def _check_clock(name: str, clock: Any, factors: Mapping[str, Path]) -> None:
     if not isinstance(times, Tensor) or times.shape != (65,):
         raise TypeError(f"the clock of {name!r} must map a tensor of times to one of the same shape")
     if bool((times == 1).all()):
-        return
+        return True
     ends = times[[0, -1]] - torch.tensor([0.0, 1.0], dtype=times.dtype)
     if not bool((times.diff() >= 0).all()) or float(ends.abs().max()) > 1e-6:
         raise ValueError(
             f"the clock of {name!r} must increase from 0 to 1, it runs from {float(times[0]):g} to {float(times[-1]):g}"
             + ("" if bool((times.diff() >= 0).all()) else " and falls on the way")
         )
+    grid = torch.linspace(0, 1, 65, dtype=torch.float64)
+    speed = torch.func.jvp(clock, (grid,), (torch.ones_like(grid),))[1]
+    if not bool(speed.isfinite().all()):
+        bad = float(grid[~speed.isfinite()][0])
+        raise ValueError(f"the clock of {name!r} runs infinitely fast at t = {bad:g}: a factor's speed must be finite")
+    distance = float(torch.trapezoid(speed, grid))
+    if abs(distance - 1) > 0.1:
+        raise ValueError(
+            f"the clock of {name!r} moves by 1 and its derivative says {distance:.3g}: write it with differentiable "
+            "torch operations, without detach"
+        )
+    return False

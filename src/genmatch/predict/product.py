@@ -7,7 +7,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from ..paths import Path
 from ..paths.product import ProductInstant, ProductPath
+from ..schedules import check_positive
 from ..spaces.states import State, same_factors
 from .predictor import Condition, Learned, Predictor, spread
 
@@ -88,15 +90,10 @@ class Product(Predictor):
         weights = dict.fromkeys(path.factors, 1.0) if weights is None else weights
         same_factors("weights", weights, path.factors)
         self.network, self.path, self.weights = network, path, dict(weights)
-        made: dict[str, Any] = {name: factors[name](_Joint(), own) for name, own in path.factors.items()}
-        for name, model in made.items():
-            if not isinstance(model, Learned):
-                raise TypeError(
-                    f"the factor {name!r} needs a predictor that trains a network such as gm.predict.Velocity, "
-                    f"got {type(model).__name__}"
-                )
-        self.factors = nn.ModuleDict(made)
-        self._models = made
+        for name, weight in self.weights.items():
+            check_positive(f"the weight of {name!r}", weight, zero=True)
+        self._models = {name: _make(name, factors[name], own) for name, own in path.factors.items()}
+        self.factors = nn.ModuleDict(named(self._models))
 
     @property
     def models(self) -> dict[str, Learned]:
@@ -151,6 +148,33 @@ class Product(Predictor):
 
     def extra_repr(self) -> str:
         return f"path={self.path!r}"
+
+
+def named(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Modules under names that no attribute of a module has: a factor may be called "type"."""
+    return {f"{name}_": module for name, module in modules.items()}
+
+
+def _make(name: str, make: Any, path: Path) -> Learned:
+    """A factor's predictor, on the factor's path and on no network of its own."""
+    if isinstance(make, nn.Module):
+        raise TypeError(
+            f"the factor {name!r} needs a predictor class such as gm.predict.Velocity, or a function (network, path) "
+            f"-> predictor, got a {type(make).__name__} that is made already"
+        )
+    joint = _Joint()
+    model = make(joint, path)
+    if not isinstance(model, Learned):
+        raise TypeError(
+            f"the factor {name!r} needs a predictor that trains a network such as gm.predict.Velocity, "
+            f"got {type(model).__name__}"
+        )
+    if model.network is not joint or model.path != path:
+        raise ValueError(
+            f"the predictor of the factor {name!r} must be made of the network and the path it is given: "
+            f"lambda network, path: {type(model).__name__}(network, path, ...)"
+        )
+    return model
 
 
 class _Joint(nn.Module):

@@ -20,6 +20,8 @@ class Wrapper(Predictor):
             raise TypeError(
                 f"{type(self).__name__} wraps a predictor such as gm.predict.Velocity, got {type(model).__name__}"
             )
+        if model.kind == "product":
+            raise TypeError(f"{type(self).__name__} does not wrap a product: wrap the predictors of its factors")
         self.model, self.divergence, self.readings = model, model.divergence, model.readings
 
     def blank(self, x: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ class Field:
     def parts(self, instant: OperatorInstant) -> frozenset[str]:
         """The parts of the triplet at any time: a weight that is a function of t may be 0 at this one."""
         weights = [1.0 if callable(w) else float(w) for w, _ in self.operator.terms]
-        return self.probe(instant._replace(weights=tuple(weights))).parts
+        models = tuple(getattr(model, "running", model) for model in instant.models)
+        return self.probe(instant._replace(weights=tuple(weights), models=models)).parts
 
     @staticmethod
     def settle(first: OperatorInstant, instants: Iterable[OperatorInstant]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..random import Draws
-from ..rates import invert
+from ..rates import pick
 from .field import Field
 from .solver import Solver
 from .unmasking import masked_path
@@ -93,7 +93,7 @@ class FirstHitting(Solver):
             instant = field.operator.instant(times.gather(1, position).squeeze(1), x)
             logits = field(x, instant).rates.terms[0].where.logits.flatten(1, -2)
             own = logits.gather(1, position[..., None].expand(-1, -1, logits.shape[-1])).squeeze(1)
-            token = invert(own, where.gather(1, position).squeeze(1))[0].to(x.dtype)
+            token = pick(own, where.gather(1, position).squeeze(1)).to(x.dtype)
             flat = x.flatten(1)
             token = torch.where(k < counts, token, flat.gather(1, position).squeeze(1))
             x = flat.scatter(1, position, token[:, None]).reshape(x.shape)

@@ -73,13 +73,16 @@ def refuse_negative(field: Field, rows: Sequence[Any]) -> None:
     probed.
     """
     for instant in rows:
-        if all(weight >= 0 for weight in instant.weights):
+        if field.operator.lowest_weight(instant) >= 0:
             continue
         triplet = field.probe(instant)
         parts = triplet.values() if isinstance(triplet, Triplets) else (triplet,)
         rates = [term.total for part in parts if part.rates is not None for term in part.rates.terms]
         if any(bool((torch.as_tensor(total) < 0).any()) for total in rates):
-            raise ValueError(f"the weights {instant.weights} make a jump rate negative at t = {instant.t:g}")
+            raise ValueError(
+                f"the weights {instant.weights} make a jump rate negative at t = {instant.t:g}"
+                + (" in a factor" if all(weight >= 0 for weight in instant.weights) else "")
+            )
         if any(part.variance is not None and bool((torch.as_tensor(part.variance) < 0).any()) for part in parts):
             raise ValueError(
                 f"the weights {instant.weights} make the variance negative at t = {instant.t:g}: "

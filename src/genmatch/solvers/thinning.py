@@ -20,7 +20,7 @@ from torch import Tensor
 from ..generators import CTMC, OperatorInstant
 from ..paths import MixturePath
 from ..random import Draws
-from ..rates import Categorical, Listed, Rates, invert
+from ..rates import Categorical, Listed, Rates, invert, pick
 from ..schedules import check_positive
 from .field import Field
 from .solver import Solver, refuse_negative
@@ -152,7 +152,7 @@ class Thinning(Solver):
                 position, taken = _thin(leaving, float(self.bound), u, live)
                 live = live & taken
                 chances = _elsewhere(rates, path, x, position)
-            token = invert(chances, u[:, 3])[0]
+            token = pick(chances, u[:, 3])
             values = torch.arange(path.vocabulary, device=x.device) if self.bound is None else _ids(path, x)
             flat, row = x.flatten(1), position[:, None]
             token = torch.where(live, values.to(x.dtype)[token], flat.gather(1, row).squeeze(1))

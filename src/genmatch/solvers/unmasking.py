@@ -18,7 +18,7 @@ from torch import Tensor
 from ..generators import CTMC, Operator, OperatorInstant, Superposition
 from ..paths import MixturePath
 from ..random import Draws
-from ..rates import Categorical, Listed, Rates, Term, invert
+from ..rates import Categorical, Listed, Rates, Term, pick
 from ..schedules import check_positive
 from ..triplet import Triplet
 from .field import Field
@@ -122,7 +122,7 @@ class Confidence(Solver):
         if self.temperature == 0:
             tokens = logits.argmax(-1)
         else:
-            tokens = invert(logits / self.temperature, draws.fork(WHERE).uniform(x.shape))[0]
+            tokens = pick(logits / self.temperature, draws.fork(WHERE).uniform(x.shape))
         score = self._score(logits, tokens)
         if self.noise:
             u = draws.fork(GUMBEL).uniform(x.shape, torch.float64)

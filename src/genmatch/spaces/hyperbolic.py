@@ -76,7 +76,7 @@ class PoincareBall(Manifold):
         r"""By how much :math:`\sqrt c\,|x|` exceeds its largest value."""
         return (math.sqrt(self.c) * x.norm(dim=-1) - 1 + _margin(x) / 2).clamp(min=0)
 
-    def project(self, x: Tensor) -> Tensor:
+    def nearest(self, x: Tensor) -> Tensor:
         """The point itself, or the one where its ray leaves the part of the ball that is used."""
         radius = math.sqrt(self.c) * length((x * x).sum(-1, keepdim=True))
         outside = radius > 1 - _margin(x)
@@ -100,14 +100,14 @@ class PoincareBall(Manifold):
         Small steps are those of the coordinates, so a Runge-Kutta method keeps its order; long ones stay inside.
         """
         short = self.c * (v * v).sum(-1, keepdim=True) < 0.25 * self._gap(x) ** 2
-        return torch.where(short, self.project(x + v), self.exp(x, v))
+        return torch.where(short, self.nearest(x + v), self.exp(x, v))
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         half = 1 / self._gap(x)  # lambda / 2
         squared = self.c * (half * half) * (v * v).sum(-1, keepdim=True)
         near = self._add(x, tanhc(squared) * half * v)
         far = (squared > 0.25) & (self.c * (x * x).sum(-1, keepdim=True) > 0.25)
-        return self.project(torch.where(far, self._shoot(x, v, squared, far), near))
+        return self.nearest(torch.where(far, self._shoot(x, v, squared, far), near))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         across = y - x

@@ -76,8 +76,11 @@ class Manifold(Space, ABC):
         """How far each point is off the manifold, at least 0, shape of ``x`` without the event dimensions."""
 
     @abstractmethod
-    def project(self, x: Tensor) -> Tensor:
-        """The point of the manifold that ``x`` ``(B, *S)`` stands for: the nearest one, or the one it wraps to."""
+    def nearest(self, x: Tensor) -> Tensor:
+        """The point of the manifold that ``x`` ``(B, *S)`` stands for: the nearest one, or the one it wraps to.
+
+        What is not finite must stay so: a state that a network has spoilt is not to pass for a point.
+        """
 
     @abstractmethod
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
@@ -128,6 +131,11 @@ class Manifold(Space, ABC):
         r""":math:`\exp_x(s\log_x y)`: the point a share ``s`` of the way, a number or ``(B, 1, ..., 1)``."""
         return self.exp(x, s * self.log(x, y))
 
+    def project(self, x: Tensor) -> Tensor:
+        """The point of the manifold that ``x`` ``(B, *S)`` stands for, :meth:`nearest`; raises if x is not finite."""
+        _check_finite(x, f"no point of {self!r} is nearest to it")
+        return self.nearest(x)
+
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise unless ``shape`` ``(B, *S)`` ends in the shape of a point."""
         shape = tuple(shape)
@@ -141,11 +149,9 @@ class Manifold(Space, ABC):
         if not x.is_floating_point():
             raise TypeError(f"a state on {self!r} must be floating point, got {x.dtype}: call .float() on it")
         self.check_shape(x.shape)
+        _check_finite(x, "check the data for NaN")
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        if not bool(x.isfinite().all()):
-            bad = int((~x.isfinite()).sum())
-            raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: check the data for NaN")
         deviation = self.deviation(x.detach())
         off = deviation > self.tolerance
         if bool(off.any()):
@@ -218,6 +224,13 @@ class Manifold(Space, ABC):
                 f"a variance on {self!r} is a number or {each}, ({needs}), "
                 f"for a state of shape {tuple(x.shape)}, got {tuple(variance.shape)}"
             )
+
+
+def _check_finite(x: Tensor, why: str) -> None:
+    """Raise if a value is NaN or infinite; on a CPU, where a look costs nothing, and outside compiled graphs."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).sum())
+        raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: {why}")
 
 
 def check_dimension(dimension: Any) -> None:

@@ -63,6 +63,12 @@ class Product(Space):
 
     def move(self, x: State, triplet: Triplets, h: Number, draws: Draws, noise: State | None = None) -> State:
         """Each factor by its own triplet; one without a triplet stays."""
+        if not isinstance(triplet, Triplets) or not set(triplet) <= set(self.factors):
+            got = ", ".join(map(repr, triplet)) if isinstance(triplet, Triplets) else f"a {type(triplet).__name__}"
+            raise ValueError(
+                f"on a product a generator returns Triplets with factors among {', '.join(map(repr, self.factors))}, "
+                f"got {got}"
+            )
         moved = {}
         for name, space in self.factors.items():
             own = triplet.get(name)

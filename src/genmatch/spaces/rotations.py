@@ -3,7 +3,7 @@ r"""The rotations of space, SO(3), as 3 x 3 matrices.
 References
 ----------
 .. [1] N. Higham, "Computing the polar decomposition, with applications", SIAM J. Sci. Stat. Comput. 7 (1986): the
-   iteration :math:`M \leftarrow (\mu M + \mu^{-1} M^{-T})/2` behind :meth:`SO3.project`.
+   iteration :math:`M \leftarrow (\mu M + \mu^{-1} M^{-T})/2` behind :meth:`SO3.nearest`.
 .. [2] S. Shepperd, "Quaternion from rotation matrix", J. Guidance and Control 1 (1978): the choice of the largest
    component, which keeps the logarithm exact at all angles.
 """
@@ -55,17 +55,20 @@ class SO3(Manifold):
     def deviation(self, x: Tensor) -> Tensor:
         r"""The largest entry of :math:`|X^TX - I|`, and at least 2 for a reflection."""
         identity = torch.eye(3, dtype=x.dtype, device=x.device)
-        off = (x.mT @ x - identity).abs().amax((-2, -1))
+        off = (_times(x.mT, x) - identity).abs().amax((-2, -1))
         return torch.where(_determinant(x) > 0, off, off.clamp(min=2))
 
-    def project(self, x: Tensor) -> Tensor:
+    def nearest(self, x: Tensor) -> Tensor:
         """The nearest rotation to a matrix of positive determinant (its polar factor).
 
         A determinant that is negative or almost 0, which belongs to no matrix near a rotation, is led to the rotation
         that Gram-Schmidt makes of the first two columns.
         """
+        size = x.detach().abs().amax((-2, -1), keepdim=True)  # taken out first: no overflow, and NaN where infinite
+        x = x / torch.where(size == 0, 1.0, size)
         volume = ((x * x).sum((-2, -1)) / 3) ** 1.5  # what the determinant would be, were all singular values equal
-        x = torch.where((_determinant(x) > LEAST * volume)[..., None, None], x, _orthonormalise(x))
+        # In this order, as NaN compares false: it stays what it is.
+        x = torch.where((_determinant(x) <= LEAST * volume)[..., None, None], _orthonormalise(x), x)
         for _ in range(NEWTON):
             cofactor = _cofactor(x)  # det * inverse transpose
             determinant = (x * cofactor).sum((-2, -1), keepdim=True) / 3
@@ -75,31 +78,31 @@ class SO3(Manifold):
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         r""":math:`X\,(X^TV - V^TX)/2`."""
-        return 0.5 * (v - x @ v.mT @ x)
+        return 0.5 * (v - _times(_times(x, v.mT), x))
 
     def noise(self, x: Tensor, z: Tensor) -> Tensor:
         r""":math:`\sqrt2` times the tangent part of ``z``: then :math:`\omega` is standard normal."""
         return math.sqrt(2) * self.tangent(x, z)
 
     def retract(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.project(x + v)
+        return self.nearest(x + v)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        skew = x.mT @ v
+        skew = _times(x.mT, v)
         skew = 0.5 * (skew - skew.mT)
         squared = 0.5 * (skew * skew).sum((-2, -1), keepdim=True)
-        turned = x @ (sinc(squared) * skew + versine(squared) * (skew @ skew)) + x
+        turned = _times(x, sinc(squared) * skew + versine(squared) * _times(skew, skew)) + x
         # One Newton-Schulz step takes away the rounding, which would add up over steps.
-        return 1.5 * turned - 0.5 * turned @ (turned.mT @ turned)
+        return 1.5 * turned - 0.5 * _times(turned, _times(turned.mT, turned))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        real, vector = _quaternion(x.mT @ y)
+        real, vector = _quaternion(_times(x.mT, y))
         omega = 2 * arc((vector * vector).sum(-1, keepdim=True), real) * vector
-        return x @ _cross(omega)
+        return _times(x, _cross(omega))
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""The angle of the rotation :math:`X^TY`, in :math:`[0, \pi]`."""
-        real, vector = _quaternion(x.mT @ y)
+        real, vector = _quaternion(_times(x.mT, y))
         return 2 * torch.atan2(length((vector * vector).sum(-1)), real[..., 0])
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -113,6 +116,12 @@ class SO3(Manifold):
 
     def __repr__(self) -> str:
         return "SO3()"
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """The product of 3 x 3 matrices in their own precision: ``@`` rounds to bfloat16 under autocast, to TF32 on a GPU."""
+    (a1, a2, a3), (b1, b2, b3) = a[..., None].unbind(-2), b[..., None, :, :].unbind(-2)
+    return a1 * b1 + a2 * b2 + a3 * b3
 
 
 def _cofactor(m: Tensor) -> Tensor:
@@ -154,7 +163,7 @@ def _matrix(q: Tensor) -> Tensor:
     """The rotation of a unit quaternion ``(..., 4)``, real part first."""
     real, vector = q[..., :1, None], q[..., 1:]
     cross = _cross(vector)
-    return torch.eye(3, dtype=q.dtype, device=q.device) + 2 * (real * cross + cross @ cross)
+    return torch.eye(3, dtype=q.dtype, device=q.device) + 2 * (real * cross + _times(cross, cross))
 
 
 def _quaternion(m: Tensor) -> tuple[Tensor, Tensor]:

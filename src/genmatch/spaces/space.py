@@ -92,6 +92,10 @@ class Euclidean(Space):
                     f"a variance is a number or has shape (B, *S) or (B, 1, ..., 1) for a state of shape "
                     f"{tuple(x.shape)}, got {tuple(variance.shape)}: it would be read along a feature"
                 )
+            if isinstance(variance, Tensor) and torch.broadcast_shapes(variance.shape, x.shape) != x.shape:
+                raise ValueError(
+                    f"a variance must broadcast to the state's shape {tuple(x.shape)}, got {tuple(variance.shape)}"
+                )
             if not isinstance(variance, Tensor) and variance < 0:
                 raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
             z = self.brownian(x, draws) if noise is None else noise

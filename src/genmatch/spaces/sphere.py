@@ -48,7 +48,7 @@ class Sphere(Manifold):
         r""":math:`\bigl||x| - 1\bigr|`."""
         return (x.norm(dim=-1) - 1).abs()
 
-    def project(self, x: Tensor) -> Tensor:
+    def nearest(self, x: Tensor) -> Tensor:
         """``x / |x|``; the first axis for the centre, which is equally far from all points."""
         first = torch.zeros_like(x)
         first[..., 0] = 1
@@ -87,16 +87,19 @@ class Sphere(Manifold):
 
     def uniform(self, shape: Sequence[int], draws: Draws) -> Tensor:
         self.check_shape(shape)
-        return self.project(draws.normal(shape))
+        return self.nearest(draws.normal(shape))
 
     def __repr__(self) -> str:
         return f"Sphere({self.dimension})"
 
 
 def _normalise(y: Tensor, otherwise: Tensor) -> Tensor:
+    """``y / |y|``, and the other where y = 0; NaN for what is not finite."""
+    size = y.detach().abs().amax(-1, keepdim=True)  # taken out first, so that no square overflows
+    zero = size == 0
+    y = y / torch.where(zero, 1.0, size)
     norm = (y * y).sum(-1, keepdim=True)
-    there = norm > 0
-    return torch.where(there, y / torch.where(there, norm, 1.0).sqrt(), otherwise)
+    return torch.where(zero, otherwise, y / torch.where(zero, 1.0, norm).sqrt())
 
 
 def _aside(x: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def tanhc(s: Tensor) -> Tensor:
 
 def length(s: Tensor) -> Tensor:
     r""":math:`\sqrt s` for :math:`s \ge 0`, with derivative 0 at 0: the least of the subgradients of a norm."""
-    positive = s > 0
-    return torch.where(positive, torch.where(positive, s, 1.0).sqrt(), 0.0)
+    zero = s <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, s).sqrt())  # NaN stays NaN
 
 
 def _series(coefficients: tuple[float, ...], s: Tensor) -> Tensor:

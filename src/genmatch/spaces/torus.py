@@ -50,7 +50,7 @@ class Torus(Manifold):
         r"""By how much the angles leave :math:`[-\pi, \pi]`."""
         return (x.abs() - math.pi).clamp(min=0).amax(-1)
 
-    def project(self, x: Tensor) -> Tensor:
+    def nearest(self, x: Tensor) -> Tensor:
         r"""The same angles in :math:`[-\pi, \pi)`; those inside pass unchanged."""
         wrapped = torch.remainder(x + math.pi, 2 * math.pi) - math.pi
         wrapped = torch.where(wrapped >= math.pi, wrapped - 2 * math.pi, wrapped)  # where it was rounded up
@@ -65,13 +65,13 @@ class Torus(Manifold):
         return z
 
     def retract(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.project(x + v)
+        return self.nearest(x + v)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.project(x + v)
+        return self.nearest(x + v)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.project(y - x)
+        return self.nearest(y - x)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`|\log_x y|`, at most :math:`\pi\sqrt d`."""
@@ -83,7 +83,7 @@ class Torus(Manifold):
 
     def uniform(self, shape: Sequence[int], draws: Draws) -> Tensor:
         self.check_shape(shape)
-        return self.project(2 * math.pi * draws.uniform(shape) - math.pi)
+        return self.nearest(2 * math.pi * draws.uniform(shape) - math.pi)
 
     def __repr__(self) -> str:
         return f"Torus({self.dimension})"

@@ -71,8 +71,8 @@ def fit(
     data
         A tensor ``(N, *S)``; a tuple ``(x1, {"label": y})`` of tensors with N rows; ``(x1, y)``, a ``TensorDataset``,
         or images of :mod:`genmatch.data`, with ``condition="label"``; or an iterable of batches in these forms, such
-        as a DataLoader, which is iterated again at its end. Tensors of up to 2 GiB move to the device once. For a product
-        x1 is a dict of tensors.
+        as a DataLoader, which is iterated again at its end. On a product x1 is a dict of tensors. Tensors of up to
+        2 GiB move to the device once.
     steps
         Optimisation steps in all, those of a resumed run included.
     batch_size

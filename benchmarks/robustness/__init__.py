@@ -1,0 +1,1 @@
+"""How errors of many kinds pass through flows and diffusions: ``python -m benchmarks.robustness --help``."""
