@@ -26,7 +26,10 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob
 # Lower floors never import upper ones. The first component of a module's path stands for all that is below it.
 FLOORS = (
     ("numbers", {"schedules", "diffusivity", "divergences", "grids", "quadrature"}),
-    ("state, and what stands apart", {"triplet", "rates", "random", "spaces", "nn", "kernels"}),
+    (
+        "state, and what stands apart",
+        {"triplet", "rates", "landings", "inversion", "random", "spaces", "nn", "kernels"},
+    ),
     ("paths", {"paths", "couplings"}),
     ("fields", {"predict", "generators", "guidance"}),
     ("learn and solve", {"losses", "weights", "times", "solvers", "sampling", "initial", "likelihood"}),

@@ -182,8 +182,7 @@ def test_no_step_reads_to_the_host_or_differentiates(name: str, monkeypatch: pyt
         forbid(monkeypatch)
         march(solver.step, solver, field, plan, x)
         monkeypatch.undo()
-    # On a CPU, where it makes nobody wait, tokens look which rows jump; elsewhere none is looked for, as the test on the
-    # meta device shows.
+    # On a CPU, where it makes nobody wait, tokens look which rows jump; elsewhere they do not, as on the meta device.
     allowed = {"aten::nonzero"} if what == "tokens" else set()
     assert set(seen.reads) <= allowed
 

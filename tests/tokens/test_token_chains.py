@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
-from enumerated import F64, PATHS, Chain, density_and_rate, draw, generator_matrix, leapt_law, p_value
+from enumerated import F64, PATHS, Chain, density_and_rate, draw, generator_matrix, leap_kernel, leapt_law, p_value
 from torch import Tensor, nn
 
 import genmatch as gm
 from genmatch.generators import Generator, Reverse, ReverseCTMC, TokenChurn
 from genmatch.paths import MixtureInstant
 from genmatch.rates import Listed, Rates, Term
+from genmatch.solvers import Field
 from token_worlds import total_variation
 
 TIMES = (0.0625, 0.5, 0.90625)  # exact in float32
@@ -223,6 +224,27 @@ def test_a_source_that_is_not_known_is_refused(kind):
         kind(gm.predict.Data(network, gm.GaussianPath()))
     with pytest.raises(ValueError, match="law is not known"):
         gm.MixturePath(3, source=Letters()).source_law(torch.zeros(1, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", list(PATHS))
+def test_data_turn_back_into_the_source(name: str):
+    """A reversed chain, from data to noise: its law by exact kernels, of order 1 on the way and right at the end."""
+    world = Chain(PATHS[name])
+    reverse = gm.Reverse(gm.CTMC(world.predictor()))
+    for stop, bound in ((0.3, 0.02), (0.0, 0.03)):
+        errors = []
+        for steps in (8, 16):
+            field = Field(reverse, world.states[:1], speed=-1.0)
+            law = world.density(torch.tensor(1.0, dtype=F64))
+            times = torch.linspace(1.0, stop, steps + 1, dtype=F64)
+            for step in gm.solvers.Euler().plan(field, times):
+                law = law @ leap_kernel(world, field(world.states, step.instants[0]).rates, step.h)
+            errors.append(float((law - world.density(torch.tensor(stop, dtype=F64))).abs().sum()) / 2)
+        assert errors[1] < bound
+        assert errors[1] < 0.65 * errors[0] or errors[1] < 1e-9
+    x = gm.sample(reverse, world.data.repeat(50, 1), start=1.0, stop=0.0, steps=5, seed=0)
+    if world.path.mask is not None:
+        assert bool((x == world.path.mask).all())  # none is left, in however few steps
 
 
 def test_a_reverse_alone_is_not_sampled():

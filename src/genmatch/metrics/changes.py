@@ -22,14 +22,15 @@ from torch import Tensor
 from ..paths import ContinuousMixturePath, MixturePath, Path, ProductPath
 from ..random import Draws
 from ..spaces.product import FACTORS
-from ..spaces.states import State, each
+from ..spaces.states import State, batch, each, first
+from .families import spreads
 
 __all__ = ["Change", "change", "draw_ends"]
 
 POSITIONS = 16  # of one sequence that are switched; longer ones are sampled from
 CHOICE = 9  # stream of which positions
 STEP = 0.02  # of the difference
-PROBE = 0.01  # of the distance to the nearer end: how far to look for jumps
+PROBE = 0.01  # of the distance to the nearer end, and of the time to move by the spread: how far to look for jumps
 
 Functions = Sequence[Callable[[Any], Tensor]]
 
@@ -70,15 +71,17 @@ def _by_factors(path: ProductPath, functions: Functions, x0: State, x1: State, t
     """The sum over factors: given both ends they are independent, and each has a time and draws of its own."""
     instant = path.instant(t, x1)
     x = path.between(x0, x1, instant, draws)
-    total: Any = 0.0
+    total: Any = torch.zeros(len(functions), batch(x1), dtype=torch.float64, device=first(x1).device)
     methods = {}
     for i, (name, factor) in enumerate(path.factors.items()):
         partial = [lambda y, f=f, name=name: f({**x, name: y}) for f in functions]
         time = float(instant.factors[name].t)
+        if float(instant.speeds[name]) == 0:
+            continue  # it stands, a given one at the data, where its own rate may be infinite
         part = change(factor, partial, x0[name], x1[name], time, draws.fork(FACTORS + i))
         total = total + instant.speeds[name] * part.values
         methods[part.method] = None
-    return Change(x, total, ", ".join(methods))
+    return Change(x, total, ", ".join(methods) or "of a path that stands")
 
 
 def _along(path: Path, functions: Functions, x0: Tensor, x1: Tensor, t: float, draws: Draws) -> Change | None:
@@ -97,13 +100,21 @@ def _along(path: Path, functions: Functions, x0: Tensor, x1: Tensor, t: float, d
     if not bool((velocity != 0).any()):
         return None  # a path that stays, or one that jumps: a difference serves both
     values = _stacked([torch.func.jvp(f, (x,), (velocity,))[1] for f in functions])
-    h = PROBE * min(t, 1 - t)
+    spread = spreads(x)
+    # Over a longer time a fast path, such as that to data far from 0, is not straight on the scale of the functions.
+    h = PROBE * min(t, 1 - t, float((spread / _largest(velocity)).min()))
     late, early = (path.between(x0, x1, path.instant(t + s, x1), draws) for s in (h, -h))
     step = _stacked([f(late) - f(early) for f in functions])
-    rounding = 16 * torch.finfo(x.dtype).eps * max(1.0, float(_stacked([f(x) for f in functions]).abs().max()))
+    size = max(1.0, float(_stacked([f(x) for f in functions]).abs().max()), float((_largest(x) / spread).max()))
+    rounding = 16 * torch.finfo(x.dtype).eps * size
     # A jump shows in some sample as a step that the derivative does not explain.
     smooth = (step - 2 * h * values).abs() <= 0.1 * 2 * h * values.abs().amax(1, keepdim=True) + rounding
     return Change(x, values, "along the path") if bool(smooth.all()) else None
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute value of each coordinate."""
+    return x.double().reshape(len(x), -1).abs().amax(0)
 
 
 def _switch(

@@ -22,7 +22,7 @@ from ..spaces.interval import Interval
 from ..spaces.states import State, batch, each
 from ..spaces.torus import Torus
 
-__all__ = ["PILOT", "TestFunctions", "check_values", "default_test_functions", "named"]
+__all__ = ["PILOT", "TestFunctions", "check_values", "default_test_functions", "named", "spreads"]
 
 TestFunctions = Mapping[str, Callable[[Any], Tensor]]
 PILOT = 512  # states that a family is made for
@@ -36,7 +36,8 @@ def default_test_functions(space: Space, reference: State, *, seed: int = 0) -> 
     and a bump, along random directions of the standardised state. Angles of a torus enter by their sine and cosine,
     coordinates of an interval by a cosine that is level at both ends.
     Tokens: random tables summed over positions and multiplied over two of them, indicators of a token and of a pair
-    that the law shows, the share of a token. Products: functions of each factor, and products of them.
+    that the law shows, the share of a token. Products: functions of each factor, and products of them over each pair
+    of factors and over all factors.
 
     Parameters
     ----------
@@ -72,9 +73,7 @@ def _between_walls(space: Interval, x: Tensor) -> Tensor:
 
 def _of_vectors(reference: Tensor, seed: int) -> TestFunctions:
     flat = _rows(reference).double()
-    mean, spread = flat.mean(0), flat.std(0)
-    # A coordinate that hardly varies is not blown up: what it does would be rounding.
-    spread = torch.where(spread > 1e-3 * spread.max(), spread, torch.ones_like(spread))
+    mean, spread = flat.mean(0), spreads(flat)
     size = flat.shape[1]
     directions = Draws(seed, 8, device=flat.device).normal((8, size), torch.float64)
     directions = directions / directions.norm(dim=1, keepdim=True)
@@ -103,6 +102,15 @@ def _of_vectors(reference: Tensor, seed: int) -> TestFunctions:
         "step": along(6, lambda y: torch.tanh(2 * (y - low))),
         "bump": along(7, lambda y: torch.exp(-((y - high) ** 2))),
     }
+
+
+def spreads(x: Tensor) -> Tensor:
+    """The standard deviation of each coordinate, ``(d,)`` in float64: the scale on which test functions vary.
+
+    1 for a coordinate that hardly varies beside the others: it is not blown up, as what it does would be rounding.
+    """
+    spread = _rows(x).double().std(0)
+    return torch.where(spread > 1e-3 * spread.max(), spread, torch.ones_like(spread))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -159,11 +167,19 @@ def _of_product(space: Any, reference: Mapping[str, Tensor], seed: int) -> TestF
     for name, family in families.items():
         for label, function in family.items():
             found[f"{name}: {label}"] = lambda x, n=name, f=function: f(x[n])
-    for first, second in combinations(families, 2):
-        ours, theirs = _bounded(families[first]), _bounded(families[second])
-        for (a, f), (b, g) in zip(ours, theirs, strict=False):
-            found[f"{first}: {a} * {second}: {b}"] = lambda x, m=first, n=second, f=f, g=g: f(x[m]) * g(x[n])
+    groups = [*combinations(families, 2)]
+    groups += [tuple(families)] if len(families) > 2 else []  # what couples all may show in no pair
+    for group in groups:
+        for chosen in zip(*(_bounded(families[name]) for name in group), strict=False):
+            labels = [f"{name}: {label}" for name, (label, _) in zip(group, chosen, strict=True)]
+            found[" * ".join(labels)] = partial(_product_of, group, [function for _, function in chosen])
     return found
+
+
+def _product_of(names: Sequence[str], functions: Sequence[Callable[[Tensor], Tensor]], x: State) -> Tensor:
+    return math.prod(
+        (f(x[name]) for name, f in zip(names[1:], functions[1:], strict=True)), start=functions[0](x[names[0]])
+    )
 
 
 def _bounded(family: TestFunctions) -> list[tuple[str, Callable[[Any], Tensor]]]:

@@ -28,7 +28,7 @@ from .densities import Density, integrals
 from .families import PILOT, TestFunctions, check_values, default_test_functions, named
 from .residuals import ForwardResidual, rounding_of
 
-__all__ = ["Terms", "forward_terms", "kfe_residual", "seeded", "summarise"]
+__all__ = ["Terms", "at_each", "forward_terms", "kfe_residual", "seeded", "summarise"]
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 PILOT_STREAM, SIGN_STREAM = 8, 9
@@ -111,17 +111,21 @@ def kfe_residual(
     _check(generator, data, density, condition)
     times = _times(t)
     seed = Draws(seed).seed
-    rows, names, samples, method = [], (), 0, "by quadrature"
+    rows, names, samples, methods = [], (), 0, []
     for step, time in enumerate(times):
         if density is not None:
             names, *row = integrals(generator, test_functions, density, time, condition, seed)
+            methods.append("by quadrature")
         else:
             terms = forward_terms(generator, test_functions, data, time, condition, seed, step)
-            names, method, samples = terms.names, terms.method, terms.moves.shape[1]
+            names, samples = terms.names, terms.moves.shape[1]
+            methods.append(terms.method)
             row = summarise(terms)
         rows.append([*row, torch.full_like(row[0], generator.speed_at(time))])
     moved, changed, error, scale, rounding, speed = (torch.stack(part).cpu() for part in zip(*rows, strict=True))
-    return ForwardResidual(times, names, moved, speed * changed, error, scale, rounding, speed[:, 0], samples, method)
+    return ForwardResidual(
+        times, names, moved, speed * changed, error, scale, rounding, speed[:, 0], samples, at_each(times, methods)
+    )
 
 
 def forward_terms(
@@ -149,6 +153,15 @@ def forward_terms(
         names = (*names, *(f"{name} * condition" for name in names))
         changes, moves = torch.cat([changes, changes * sign]), torch.cat([moves, moves * sign])
     return Terms(names, changes, moves, generator.speed_at(t), method)
+
+
+def at_each(times: Sequence[float], methods: Sequence[str]) -> str:
+    """How the derivative was taken, and at which times if not everywhere in the same way."""
+    used = dict.fromkeys(methods)
+    if len(used) == 1:
+        return methods[0]
+    where = {m: ", ".join(f"{t:g}" for t, own in zip(times, methods, strict=True) if own == m) for m in used}
+    return "; ".join(f"{method} at t = {own}" for method, own in where.items())
 
 
 def summarise(terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..couplings import Coupling, Independent
+from ..couplings import OT, Coupling, Independent
 from ..random import Draws
 from ..schedules import CondOT, Number, Schedule, along_batch, check_positive
 from ..spaces.manifold import Manifold
@@ -132,7 +132,8 @@ class GeodesicPath(Path):
         :math:`\kappa_t` is its :math:`\alpha_t`, which must run from 0 to 1; CondOT by default
         (:math:`\kappa_t = t`).
     coupling
-        Who is paired with whom; independent by default.
+        Who is paired with whom; independent by default. Optimal transport needs the space:
+        ``gm.couplings.OT(space)``.
 
     Examples
     --------
@@ -170,6 +171,9 @@ class GeodesicPath(Path):
         source = _usual_source(space) if source is None else source
         coupling = Independent() if coupling is None else coupling
         check_ends(source, coupling)
+        if isinstance(coupling, OT) and coupling.space != space:
+            by = "coordinates" if coupling.space is None else f"distances on {coupling.space!r}"
+            raise ValueError(f"{coupling!r} pairs by {by}, not along the geodesics of {space!r}: pass OT(space)")
         self.space, self.source, self.schedule, self.coupling = space, source, schedule, coupling
 
     def at(self, t: Tensor, until: Tensor | None = None) -> GeodesicInstant:

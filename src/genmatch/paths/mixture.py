@@ -59,12 +59,22 @@ class MixtureInstant(NamedTuple):
 
         .. math:: \frac{1-\kappa_s}{h}\Bigl[\log\frac{p + (1-p)\kappa}{1-\kappa}\Bigr]_{\kappa_t}^{\kappa_s} .
 
-        It is 0 on a step that ends at the data, where no source is left.
+        It is 0 on a step that ends at the data, where no source is left. On a step that runs back, from data to noise,
+        nothing is undone, and it is the plain average: a token that shows is still there with the probability
+        :math:`\kappa_s/\kappa_t` for a mask, and with none at t = 0.
         """
         k, ahead = self.kappa, self.ahead
-        if isinstance(k, Tensor) or ahead <= k:
+        if isinstance(k, Tensor) or ahead == k:
             # Only a plan's host floats are averages.
             return divide(self.slope, share + (1 - share) * k)
+        if ahead < k:
+            # slope log(1 + r)/(1 - p)(k_t - k_s) with r = (1 - p)(k_t - k_s)/(p + (1 - p) k_s), by log(1 + r)/r,
+            # which is finite for p = 1.
+            low = share + (1 - share) * ahead
+            if isinstance(low, Tensor):
+                some = torch.where(low > 0, low, 1.0)
+                return torch.where(low > 0, self.slope * _log_growth((1 - share) * (k - ahead) / some) / some, math.inf)
+            return self.slope * _log_growth((1 - share) * (k - ahead) / low) / low if low > 0 else math.inf
         if ahead >= 1:
             return 0.0
         length = (ahead - k) / self.slope
@@ -266,6 +276,13 @@ class MixturePath(Path):
             parts.append(f"source={self.source!r}")
         parts += [] if self.coupling.independent else [f"coupling={self.coupling!r}"]
         return f"MixturePath({', '.join(parts)})"
+
+
+def _log_growth(r: Number) -> Number:
+    """:math:`\\log(1 + r)/r`, 1 at r = 0."""
+    if isinstance(r, Tensor):
+        return torch.where(r == 0, 1.0, torch.log1p(r) / torch.where(r == 0, 1.0, r))
+    return 1.0 if r == 0 else math.log1p(r) / r
 
 
 def _log(value: Number) -> Number:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inversion import pick
 from ..random import Draws
-from ..rates import pick
 from .field import Field
 from .solver import Solver
 from .unmasking import masked_path

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..generators import CTMC, OperatorInstant
+from ..inversion import invert, pick
 from ..paths import MixturePath
 from ..random import Draws
-from ..rates import Categorical, Listed, Rates, invert, pick
+from ..rates import Categorical, Listed, Rates
 from ..schedules import check_positive
 from .field import Field
 from .solver import Solver, refuse_negative

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..generators import CTMC, Operator, OperatorInstant, Superposition
+from ..inversion import pick
 from ..paths import MixturePath
 from ..random import Draws
-from ..rates import Categorical, Listed, Rates, Term, pick
+from ..rates import Categorical, Listed, Rates, Term
 from ..schedules import check_positive
 from ..triplet import Triplet
 from .field import Field

@@ -21,6 +21,8 @@ from .squares import asinhc, length, tanhc
 
 __all__ = ["PoincareBall"]
 
+FARTHEST = 1e3  # half a length, in units of the radius of curvature
+
 
 @dataclass(frozen=True, repr=False)
 class PoincareBall(Manifold):
@@ -104,6 +106,8 @@ class PoincareBall(Manifold):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         half = 1 / self._gap(x)  # lambda / 2
+        # Longer ones end at the same last point of the ball; their squares would overflow.
+        v = v * (FARTHEST / (math.sqrt(self.c) * half * v.detach().abs().amax(-1, keepdim=True)).clamp(min=FARTHEST))
         squared = self.c * (half * half) * (v * v).sum(-1, keepdim=True)
         near = self._add(x, tanhc(squared) * half * v)
         far = (squared > 0.25) & (self.c * (x * x).sum(-1, keepdim=True) > 0.25)

@@ -11,14 +11,15 @@ from torch import Tensor
 from ..generators import Generator
 from ..metrics.families import default_test_functions
 from ..random import Draws
-from ..spaces.states import first
+from ..spaces.states import State, each, first
 from ..triplet import Triplet
-from .case import CLOSE, Case, all_close, is_random, tensors
+from .case import CLOSE, Case, all_close, factors, is_random, tensors
 from .report import Failure, Skip
 
 __all__ = ["check_additive", "check_affine", "check_compile", "check_condition", "check_semilinear"]
 
 LINEAR = {"velocity", "data", "noise", "score", "v", "karras"}  # kinds of output that are linear in the posterior
+_KNOWN = LINEAR | {"tokens"}
 ROWS = 32
 OTHER = 30  # stream of the made-up predictions
 
@@ -81,15 +82,12 @@ def check_affine(case: Case) -> str:
 def _check_affine_of(generator: Generator, case: Case, t: float) -> None:
     model = generator.model
     x, condition = case.states(t, ROWS)
-    if isinstance(x, Mapping) or model.kind not in LINEAR | {"tokens"}:
-        raise Skip(f"how to average predictions of the kind {model.kind!r} is not known here")
     instant = model.instant(t, x)
     one = model.native(x, instant, condition)
-    noise = Draws(case.seed, len(one), stream=OTHER, device=one.device).normal(one.shape)
-    other = one.roll(1, 0) + noise.to(one.dtype)
-    natives = (one, other, _average(one, other, model.kind))
+    kinds = _kinds(model, one)
+    other = each(lambda native, kind: _another(native, kind, case.seed), one, kinds)
     values = []
-    for native in natives:
+    for native in (one, other, each(_average, one, other, kinds)):
         triplet = generator.triplet(x, instant.t, model.prediction(x, instant, native))
         if is_random(triplet, x):
             raise Skip("the mean of a Sampler can only be estimated")
@@ -106,19 +104,44 @@ def _check_affine_of(generator: Generator, case: Case, t: float) -> None:
             )
 
 
-def _linear_parts(triplet: Triplet, x: Tensor, space: Any, seed: int) -> dict[str, Any]:
+def _kinds(model: Any, native: Any) -> Any:
+    """What a network predicts, by factor on a product; skips unless it is known how to average some of it."""
+    if isinstance(native, Mapping):
+        kinds = {name: getattr(getattr(model, "models", {}).get(name), "kind", "") for name in native}
+    else:
+        kinds = model.kind
+    leaves = list(native.values()) if isinstance(native, Mapping) else [native]
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise Skip(f"the network's output is no tensor but a {type(leaves[0]).__name__}")
+    if not _KNOWN & set(kinds.values() if isinstance(kinds, Mapping) else [kinds]):
+        raise Skip(f"how to average predictions of the kind {model.kind!r} is not known here")
+    return kinds
+
+
+def _another(native: Tensor, kind: str, seed: int) -> Tensor:
+    """A made-up prediction; the same one where it is not known how to average."""
+    if kind not in _KNOWN:
+        return native
+    noise = Draws(seed, len(native), stream=OTHER, device=native.device).normal(native.shape)
+    return native.roll(1, 0) + noise.to(native.dtype)
+
+
+def _linear_parts(triplet: Any, x: State, space: Any, seed: int) -> dict[str, Any]:
     """Drift, variance, and what the rates do to some functions: each is linear in the generator."""
-    parts = {part: getattr(triplet, part) for part in triplet.parts & {"drift", "variance"}}
-    if triplet.rates is not None:
-        functions = default_test_functions(space, x, seed=seed).values()
-        parts["rates"] = torch.stack([Triplet(rates=triplet.rates).apply(f, x, space).double() for f in functions])
+    parts = {}
+    for prefix, own, state in factors(triplet, x):
+        parts |= {prefix + part: getattr(own, part) for part in own.parts & {"drift", "variance"}}
+        if own.rates is not None:
+            inner, rates = space.factors[prefix.removesuffix(": ")] if prefix else space, Triplet(rates=own.rates)
+            functions = default_test_functions(inner, state, seed=seed).values()
+            parts[f"{prefix}rates"] = torch.stack([rates.apply(f, state, inner).double() for f in functions])
     return parts
 
 
 def _average(one: Tensor, other: Tensor, kind: str) -> Tensor:
-    if kind in LINEAR:
-        return (one + other) / 2
-    return ((one.softmax(-1) + other.softmax(-1)) / 2).log()  # logits of the mean posterior
+    if kind == "tokens":
+        return ((one.softmax(-1) + other.softmax(-1)) / 2).log()  # logits of the mean posterior
+    return (one + other) / 2
 
 
 def check_condition(case: Case) -> str:

@@ -14,7 +14,7 @@ from ..predict.predictor import Condition
 from ..predict.predictor import check_condition as check_rows
 from ..random import Draws
 from ..spaces.states import State, batch
-from . import claims, interface
+from . import claims, geometry, interface
 from .case import Case
 from .dynamics import Dynamics
 from .report import Check, ConformanceError, Failure, Report, Skip
@@ -25,7 +25,7 @@ TIMES = (0.2, 0.5, 0.8)
 # In the order in which they run; the last one only if it is asked for.
 CHECKS = (
     "shapes", "dtype", "purity", "batch", "times", "state dict", "ends", "additive", "semilinear", "affine",
-    "condition", "forward equation", "speed", "move", "compile",
+    "condition", "space", "forward equation", "speed", "move", "compile",
 )  # fmt: skip
 
 
@@ -58,6 +58,8 @@ def check_generator(
     semilinear        if claimed: the drift is speed * velocity + variance / 2 * score
     affine            the value is affine in the prediction
     condition         a condition makes a difference
+    space             on a manifold: noise has the inverse metric as its covariance, ``exp`` makes geodesics, ``log``
+                      undoes it
     forward equation  :math:`\langle p_t, L_t f\rangle = v\,\tfrac{d}{dt}\langle p_t, f\rangle`, see
                       :func:`genmatch.metrics.kfe_residual`
     speed             the slope of one side on the other is the declared ``speed``
@@ -122,6 +124,7 @@ def check_generator(
         "semilinear": claims.check_semilinear,
         "affine": claims.check_affine,
         "condition": claims.check_condition,
+        "space": geometry.check_space,
         "forward equation": dynamics.forward_equation,
         "speed": dynamics.speed,
         "move": dynamics.move,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics.families import default_test_functions
-from ..metrics.forward_equation import Terms, forward_terms, seeded, summarise
+from ..metrics.families import default_test_functions, spreads
+from ..metrics.forward_equation import Terms, at_each, forward_terms, seeded, summarise
 from ..metrics.residuals import ForwardResidual, critical
 from ..random import Draws
 from ..spaces.states import State, batch, each, first
@@ -50,7 +50,7 @@ class Dynamics:
         first_terms = self.terms[0]
         return ForwardResidual(
             self.case.times, first_terms.names, moved, speed[:, None] * changed, error, scale, rounding, speed,
-            first_terms.moves.shape[1], first_terms.method,
+            first_terms.moves.shape[1], at_each(self.case.times, [terms.method for terms in self.terms]),
         )  # fmt: skip
 
     def forward_equation(self, case: Case) -> str:
@@ -99,7 +99,11 @@ class Dynamics:
             triplet = case.operator(x, t, condition)
             functions = default_test_functions(case.operator.path.space, each(lambda v: v[:512], x), seed=case.seed)
             h = duration(triplet, x)
-            moved = self._rates_of_moves(triplet, x, h, functions, step)
+            precise = each(lambda v: v.double() if v.is_floating_point() else v, x)  # digits for short moves far from 0
+            try:
+                moved = self._rates_of_moves(triplet, precise, h, functions, step)
+            except RuntimeError:  # a space with constants in float32
+                moved = self._rates_of_moves(triplet, x, h, functions, step)
             for k, (name, f) in enumerate(functions.items()):
                 # Weighted by another function too: a mean of zero at p_t could hide what happens at each state.
                 weights = list(functions.values())[k - 1](x).double()
@@ -154,9 +158,11 @@ def duration(triplet: Any, x: State) -> float:
             speeds.append(float(torch.as_tensor(total).double().mean()) * positions / JUMP)
         if not state.is_floating_point():
             continue
-        spread = float(state.double().std()) + 1e-12
+        spread = spreads(state)  # by coordinate: all of them together would take distances between means for spread
         if own.drift is not None:
-            speeds.append(float(own.drift.double().square().mean().sqrt()) / (DIFFUSE * spread))
+            drift = own.drift.double().reshape(len(state), -1)
+            speeds.append(float((drift.square().mean(0).sqrt() / (DIFFUSE * spread)).max()))
         if own.variance is not None:
-            speeds.append(float(torch.as_tensor(own.variance).double().mean()) / (DIFFUSE * spread**2))
+            variance = torch.as_tensor(own.variance).double().expand(state.shape).reshape(len(state), -1)
+            speeds.append(float((variance.mean(0) / (DIFFUSE * spread**2)).max()))
     return min(1e-2, 1 / max(speeds))
