@@ -7,7 +7,7 @@ ARGS ?=
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint format types notebooks bench clean distclean demo-ready dev-ready bench-ready
+.PHONY: help demo test docs lint format types notebooks bench robustness clean distclean demo-ready dev-ready bench-ready
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /    make \1: /p' Makefile
@@ -44,6 +44,9 @@ bench: bench-ready  ## run the scripts in benchmarks/
 	    echo "$$script"; \
 	    $(RUN) "$$script" $(ARGS); \
 	done
+
+robustness: dev-ready  ## run the experiments of docs/robustness.md
+	$(RUN) -m benchmarks.robustness $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist docs/_build docs/api/generated .ruff_cache .pytest_cache .hypothesis

@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 GROUPS = {
     "The path": ("schedules", "paths", "couplings", "spaces"),
-    "The generator": ("triplet", "generators", "diffusivity", "predict", "guidance"),
+    "The generator": ("triplet", "rates", "generators", "diffusivity", "predict", "guidance"),
     "Training": ("losses", "times", "weights", "divergences", "training", "nn", "data"),
     "Sampling": ("sampling", "solvers", "grids", "likelihood", "random"),
     "Measuring": ("metrics", "viz", "worlds", "testing", "interop", "kernels"),

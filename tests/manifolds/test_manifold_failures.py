@@ -42,9 +42,9 @@ def test_what_is_not_finite_stays_so(space, bad):
 def test_projecting_it_raises(space, bad):
     x = points(space, 0, 4)
     x[2].view(-1)[0] = bad
-    with pytest.raises(ValueError, match="1 non-finite values of .*no point of"):
+    with pytest.raises(ValueError, match=r"1 non-finite values of .*no point of"):
         space.project(x)
-    with pytest.raises(ValueError, match="1 non-finite values of .*check the data for NaN"):
+    with pytest.raises(ValueError, match=r"1 non-finite values of .*check the data for NaN"):
         space.check(x)
 
 

@@ -119,7 +119,7 @@ class SO3(Manifold):
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
-    """The product of 3 x 3 matrices in their own precision: ``@`` rounds to bfloat16 under autocast, to TF32 on a GPU."""
+    """The product of 3 x 3 matrices, in their own dtype: ``@`` rounds to bfloat16 under autocast, to TF32 on a GPU."""
     (a1, a2, a3), (b1, b2, b3) = a[..., None].unbind(-2), b[..., None, :, :].unbind(-2)
     return a1 * b1 + a2 * b2 + a3 * b3
 
