@@ -107,8 +107,10 @@ def masked_bound(
         torch.set_grad_enabled(grad and torch.is_grad_enabled()),
     ):
         for k in range(evaluations):
-            now = draws.at(k)
-            masked, t, weight = (_by_count if rule == "counts" else _by_time)(path, counted, size, k, evaluations, now)
+            now = draws.at(draws.step * evaluations + k)
+            first = draws.at(draws.step * evaluations)
+            rank = _by_count if rule == "counts" else _by_time
+            masked, t, weight = rank(path, counted, size, k, evaluations, now, first)
             shape = masked.reshape(x1.shape)
             x = torch.where(shape, path.mask, x1)  # type: ignore[arg-type]
             native = model.native(x, model.instant(t, x), condition)
@@ -132,9 +134,9 @@ def bits_per_token(nats: Tensor, tokens: Tensor | int) -> Tensor:
     return nats / (math.log(2) * tokens)
 
 
-def _by_count(path: MixturePath, counted: Tensor, size: Tensor, k: int, of: int, draws: Draws):
+def _by_count(path: MixturePath, counted: Tensor, size: Tensor, k: int, of: int, draws: Draws, first: Draws):
     """A random set of n positions, a time at which n are masked, and the weight D / n of the sum of their losses."""
-    share = (k + draws.at(0).fork(COUNT).uniform((len(size),), torch.float64)) / of
+    share = (k + first.fork(COUNT).uniform((len(size),), torch.float64)) / of
     number = (share * size).long().clamp(max=(size - 1).clamp(min=0)) + 1
     masked = _rank(counted, draws) < number[:, None]
     # The n-th smallest of D uniforms is a Beta(n, D - n + 1) variable, and independent of which positions they are.
@@ -143,9 +145,9 @@ def _by_count(path: MixturePath, counted: Tensor, size: Tensor, k: int, of: int,
     return masked & counted, path.time(1 - rest), size / number
 
 
-def _by_time(path: MixturePath, counted: Tensor, size: Tensor, k: int, of: int, draws: Draws):
+def _by_time(path: MixturePath, counted: Tensor, size: Tensor, k: int, of: int, draws: Draws, first: Draws):
     """Positions masked independently at a stratified time, and the weight 1 / (1 - kappa) of the sum of losses."""
-    kappa = (k + draws.at(0).fork(TIME).uniform((len(size),), torch.float64)) / of
+    kappa = (k + first.fork(TIME).uniform((len(size),), torch.float64)) / of
     masked = draws.fork(ORDER).uniform(counted.shape, torch.float64) >= kappa[:, None]
     return masked & counted, path.time(kappa), 1 / (1 - kappa)
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import genmatch as gm
 from genmatch import generators
 from genmatch.random import Draws
+from genmatch.spaces.states import each
 from jumps.jump_worlds import exact_jump
 from products import test_products as products
 from token_worlds import ExactPosterior, TokenWorld
 
 ROWS = 4096
+CHECKED_ROWS, CHECKED_TIMES = 1000, (0.3, 0.75)  # that a subject is checked with and at
 
 
 @dataclass(frozen=True)
@@ -138,22 +140,62 @@ def between_walls() -> tuple[gm.Predictor, Tensor]:
 
 
 @cache
-def on_the_sphere() -> tuple[gm.Predictor, Tensor]:
+def far() -> tuple[gm.Predictor, Tensor]:
+    """Data whose mean is a hundred times their spread."""
+    world = gm.worlds.GaussianMixture(torch.tensor([[100.0, 0.0], [101.0, 2.0]]), 0.3)
+    return world.predictor(gm.GaussianPath()), world.sample(ROWS, seed=1)
+
+
+def towards(space: gm.spaces.Manifold, target: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The velocity at ``x`` of geodesics that end in one point at t = 1."""
+    return space.log(x, target.to(x).expand_as(x)) / (1 - t.reshape(-1, *[1] * space.event_ndim))
+
+
+@cache
+def geodesics(space: gm.spaces.Manifold) -> tuple[gm.Predictor, Tensor]:
     """Geodesics to one point."""
-    space = gm.spaces.Sphere(2)
-    target = torch.tensor([0.6, 0.0, 0.8])
+    target = space.project(torch.linspace(-0.5, 0.65, math.prod(space.event_shape)).reshape(1, *space.event_shape))
 
     class Exact(nn.Module):
         def forward(self, x, t):
-            return space.log(x, target.to(x).expand_as(x)) / (1 - t[:, None])
+            return towards(space, target, x, t)
 
     path = gm.paths.GeodesicPath(space)
-    return gm.predict.TangentVelocity(Exact(), path), target.expand(1000, 3).clone()
+    return gm.predict.TangentVelocity(Exact(), path), target.repeat(1000, *[1] * space.event_ndim)
+
+
+@cache
+def given(factor: str) -> tuple[gm.Predictor, dict[str, Tensor]]:
+    """A label and a point, one of them given: its clock stands at the data."""
+    return products.model_on(products.product_path({factor: torch.ones_like})), label_and_point()[1]
+
+
+@cache
+def label_and_direction() -> tuple[gm.Predictor, dict[str, Tensor]]:
+    """A label, and beside it geodesics on the sphere."""
+    space, target = gm.spaces.Sphere(2), torch.tensor([[0.6, 0.0, 0.8]])
+
+    class Exact(nn.Module):
+        def forward(self, x, t):
+            shown = (1 - t["label"][:, None]) / 3 + t["label"][:, None] * (x["label"][:, None] == torch.arange(3))
+            direction = towards(space, target, x["direction"], t["direction"])
+            return {"label": (products.WEIGHTS * shown).log(), "direction": direction}
+
+    path = gm.ProductPath({"label": gm.MixturePath(3), "direction": gm.paths.GeodesicPath(space)})
+    factors = {"label": gm.predict.Tokens, "direction": gm.predict.TangentVelocity}
+    return gm.predict.Product(Exact(), factors, path), {
+        "label": label_and_point()[1]["label"], "direction": target.repeat(ROWS, 1)
+    }  # fmt: skip
 
 
 def on(world: tuple[gm.Predictor, Any], make: Callable[[gm.Predictor], Any], **options: Any) -> Subject:
     model, data = world
-    return Subject(make(model), data, options)
+    return Subject(make(model), each(lambda v: v[:CHECKED_ROWS], data), {"t": CHECKED_TIMES} | options)
+
+
+def blended(model: gm.Predictor) -> gm.Superposition:
+    """From flow to diffusion in the course of time."""
+    return (lambda t: 1 - t) * gm.Flow(model) + (lambda t: t) * gm.Diffusion(model, gm.diffusivity.Constant(0.5))
 
 
 NOISE = gm.diffusivity.StateDependent(lambda x, t: 0.3 + torch.exp(-x.square().sum(-1, keepdim=True)))
@@ -162,15 +204,29 @@ SUBJECTS: dict[type, list[Callable[[], Subject]]] = {
     gm.Flow: [
         lambda: on(plane(), gm.Flow),
         lambda: on(plane(gm.schedules.Cosine()), gm.Flow),
-        lambda: on(on_the_sphere(), gm.Flow, skip=["ends"]),  # the network of this file has no limit at t = 1
+        lambda: on(far(), gm.Flow),
+        # The networks of this file have no limit at t = 1.
+        lambda: on(geodesics(gm.spaces.Sphere(2)), gm.Flow, skip=["ends"]),
+        lambda: on(geodesics(gm.spaces.SO3()), gm.Flow, skip=["ends"]),
+        lambda: on(geodesics(gm.spaces.PoincareBall(2)), gm.Flow, skip=["ends"]),
     ],
     gm.Langevin: [lambda: on(plane(), gm.Langevin), lambda: on(plane(gm.schedules.VP()), gm.Langevin)],
-    gm.Diffusion: [lambda: on(plane(), lambda m: gm.Diffusion(m, gm.diffusivity.Constant(0.8)))],
+    gm.Diffusion: [
+        lambda: on(plane(), lambda m: gm.Diffusion(m, gm.diffusivity.Constant(0.8))),
+        lambda: on(far(), lambda m: gm.Diffusion(m, gm.diffusivity.Constant(0.8))),
+    ],
     gm.Superposition: [
         lambda: on(plane(), lambda m: 0.7 * gm.Flow(m) + 0.3 * gm.Diffusion(m)),
         lambda: on(plane(), lambda m: (lambda t: 1 - t) * gm.Flow(m) + (lambda t: t) * gm.Diffusion(m)),
         lambda: on(plane(), lambda m: gm.Flow(m) + 0.5 * Swirl(m)),
         lambda: on(plane(), lambda m: 0.4 * gm.Flow(m) + gm.Langevin(m)),  # at a speed of 0.4
+        lambda: on(
+            label_and_point(),
+            lambda m: (
+                (lambda t: 1 - t) * gm.Product(m, {"label": gm.CTMC, "point": gm.Flow})
+                + (lambda t: t) * gm.Product(m, {"label": gm.CTMC, "point": gm.Diffusion})
+            ),
+        ),
     ],
     gm.CTMC: [lambda: on(tokens(), gm.CTMC), lambda: on(tokens(3), gm.CTMC)],
     generators.Multiplicative: [lambda: on(plane(), lambda m: generators.Multiplicative(m, NOISE))],
@@ -197,6 +253,15 @@ SUBJECTS: dict[type, list[Callable[[], Subject]]] = {
     generators.Bridge: [
         lambda: on(bridge(), generators.Bridge, skip=["ends"])  # its pull 1 / (1 - t) is infinite at the data
     ],
-    gm.Product: [lambda: on(label_and_point(), lambda m: gm.Product(m, {"label": gm.CTMC, "point": gm.Flow}))],
+    gm.Product: [
+        lambda: on(label_and_point(), lambda m: gm.Product(m, {"label": gm.CTMC, "point": blended})),
+        lambda: on(given("label"), lambda m: gm.Product(m, {"label": gm.CTMC, "point": gm.Flow})),
+        lambda: on(given("point"), lambda m: gm.Product(m, {"label": gm.CTMC, "point": gm.Diffusion})),
+        lambda: on(
+            label_and_direction(),
+            lambda m: gm.Product(m, {"label": gm.CTMC, "direction": gm.Flow}),
+            skip=["ends"],  # as above
+        ),
+    ],
     Swirl: [lambda: on(plane(), Swirl)],
 }

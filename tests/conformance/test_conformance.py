@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import genmatch as gm
-from conformance.subjects import SUBJECTS, Swirl, plane, tokens
+from conformance.subjects import SUBJECTS, Swirl, label_and_point, plane, tokens
 from generators.test_forward_equation import classes_of_the_package
 from genmatch.testing import Check, ConformanceError, Report, check_generator
 from genmatch.testing.conformance import CHECKS
@@ -232,11 +232,116 @@ def test_tokens_that_jump_too_rarely_are_seen():
 
     path = gm.MixturePath(3)
     model, data = tokens()
+    data = data[:1500]
     twin = gm.predict.Tokens(model.network, path)
     assert check_generator(gm.CTMC(twin), data=data, only=["move"]).passed
     path.space = Slow(3)
     with pytest.raises(ConformanceError, match="move"):
         check_generator(gm.CTMC(twin), data=data, only=["move"])
+
+
+class Sharpened(gm.CTMC):
+    """A chain whose posterior is squared."""
+
+    def triplet(self, x, t, prediction):
+        prediction = self.model.prediction(x, prediction.instant, 2 * prediction.native)
+        return super().triplet(x, t, prediction)
+
+
+def test_a_product_is_affine_factor_by_factor():
+    model, data = label_and_point()
+
+    def check(**factors):
+        return check_generator(
+            gm.Product(model, {"label": gm.CTMC, "point": gm.Flow} | factors), data=data, only=["affine"]
+        )
+
+    assert check()["affine"] == Check("affine", "passed", "Product")
+    assert check(point=lambda m: Mistaken(m, "none")).passed
+    with pytest.raises(ConformanceError, match=r"the point: drift of Product is not\s+affine"):
+        check(point=lambda m: Mistaken(m, "affine"))
+    with pytest.raises(ConformanceError, match=r"the label: rates of Product is not\s+affine"):
+        check(label=Sharpened)
+
+
+def test_outputs_that_cannot_be_averaged_are_skipped_and_the_report_says_so():
+    class Pairs(gm.predict.Data):
+        def native(self, x, instant, condition=None):
+            value = super().native(x, instant, condition)
+            return value, value
+
+        def prediction(self, x, instant, native):
+            return super().prediction(x, instant, native[0])
+
+    model, data = plane()
+    pairs = Pairs(model.network, gm.GaussianPath(), time=model.time)
+    found = check_generator(gm.Flow(pairs), data=data, only=["affine"])["affine"]
+    assert found == Check("affine", "skipped", "the network's output is no tensor but a tuple")
+
+
+class Wrong(gm.spaces.Sphere):
+    """A sphere with one mistake in the geometry."""
+
+    mistake = ""
+
+    def noise(self, x, z):
+        if self.mistake == "scale":
+            return 1.5 * super().noise(x, z)
+        if self.mistake == "direction":  # the right mean square, but all along one tangent vector
+            first = super().noise(x, torch.ones_like(x))
+            return 2**0.5 * (z * first).sum(-1, keepdim=True) * first / first.square().sum(-1, keepdim=True)
+        return super().noise(x, z)
+
+    def exp(self, x, v):
+        if self.mistake == "exp":
+            return self.retract(x, v)
+        return super().exp(x, 2 * v if self.mistake == "twice" else v)
+
+    def retract(self, x, v):
+        return x + v if self.mistake == "off" else super().retract(x, v)
+
+    def log(self, x, y):
+        return (2 if self.mistake == "log" else 1) * super().log(x, y)
+
+    def distance(self, x, y):
+        return (x - y).norm(dim=-1) * 1.01 if self.mistake == "distance" else super().distance(x, y)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("scale", r"the mean square of Sphere\(2\)'s noise in the metric is 4.5, not its\s+dimension 2"),
+        ("direction", "the variance of noise along a tangent vector"),
+        ("exp", r"the speed of a geodesic"),
+        ("twice", r"the derivative of exp\(x, s v\) at s = 0"),
+        ("off", r"retract leads off Sphere\(2\)"),
+        ("log", r"log\(x, exp\(x, v\)\) - v"),
+        ("distance", "the distance of x and exp"),
+    ],
+)
+def test_a_manifold_that_is_none_is_seen(mistake: str, message: str):
+    class Still(nn.Module):
+        def forward(self, x, t):
+            return torch.zeros_like(x)
+
+    space = Wrong(2)
+    data = space.project(gm.Draws(0, 64).normal((64, 3)))
+    alone = gm.Flow(gm.predict.TangentVelocity(Still(), gm.paths.GeodesicPath(space)))
+    assert check_generator(alone, data=data, only=["space"])["space"] == Check("space", "passed", "Sphere(2)")
+    path = gm.ProductPath({"label": gm.MixturePath(3), "point": alone.path})
+
+    class Both(nn.Module):
+        def forward(self, x, t):
+            return {"label": torch.zeros(len(x["label"]), 3), "point": torch.zeros_like(x["point"])}
+
+    factors = {"label": gm.predict.Tokens, "point": gm.predict.TangentVelocity}
+    product = gm.Product(gm.predict.Product(Both(), factors, path), {"label": gm.CTMC, "point": gm.Flow})
+    both = {"label": torch.zeros(64, dtype=torch.int64), "point": data}
+    object.__setattr__(space, "mistake", mistake)
+    with pytest.raises(ConformanceError, match=message):
+        check_generator(alone, data=data, only=["space"])
+    with pytest.raises(ConformanceError, match="point: " + message):
+        check_generator(product, data=both, only=["space"])
 
 
 @pytest.mark.slow

@@ -153,6 +153,49 @@ def test_each_factor_of_a_product_has_its_clock():
     torch.testing.assert_close(found[1], weight[x1["label"]] - weight[x0["label"]])
 
 
+def test_a_factor_that_is_given_does_not_change():
+    path = gm.ProductPath({"label": gm.MixturePath(3), "point": gm.GaussianPath()}, clocks={"label": torch.ones_like})
+    draws = Draws(0, 100)
+    x0 = {"label": draws.integers((100,), 3), "point": draws.normal((100, 2), F64)}
+    x1 = {"label": draws.fork(1).integers((100,), 3), "point": draws.fork(1).normal((100, 2), F64)}
+    functions = [lambda x: x["label"] * x["point"][:, 0]]
+    found = change(path, functions, x0, x1, 0.25, draws.fork(2))
+    torch.testing.assert_close(found.values[0], x1["label"] * (x1["point"] - x0["point"])[:, 0])
+    assert (found.x["label"] == x1["label"]).all()
+    assert found.method == "along the path"
+    both = gm.ProductPath(path.factors, clocks=dict.fromkeys(path.factors, torch.ones_like))
+    still = change(both, functions, x0, x1, 0.25, draws.fork(2))
+    assert torch.equal(still.values, torch.zeros(1, 100, dtype=F64))
+    assert still.method == "of a path that stands"
+
+
+@pytest.mark.parametrize("mean", [50.0, 1e4])
+def test_data_far_from_zero_move_along_their_path(mean: float):
+    world = gm.worlds.GaussianMixture(torch.tensor([[mean, 0.0]]), 1.0)
+    model = world.predictor(gm.GaussianPath())
+    for seed in range(3):
+        data = world.sample(500, seed=seed)
+        found = kfe_residual(gm.Flow(model), data=data, seed=seed)
+        assert found.method == "along the path"
+        assert found.passed(0.02)
+        assert not kfe_residual(Scaled(model, 0.95), data=data, seed=seed).passed(0.02)
+
+
+class Drifting(Switch):
+    """The path that jumps, and drifts fast besides."""
+
+    def between(self, x0, x1, instant, draws):
+        return super().between(x0, x1, instant, draws) + 30 * instant.alpha
+
+
+def test_a_jump_is_seen_beside_a_fast_drift():
+    draws = Draws(0, 20_000)
+    data, source = draws.normal((20_000, 2), F64) + 2.0, draws.fork(1).normal((20_000, 2), F64)
+    found = change(Drifting(), [lambda x: x[:, 0]], source, data, 0.6, draws.fork(2))
+    within_noise(found.values, 1.2 * (data - source + 30)[:, 0].mean())
+    assert found.method == "by differences over 0.02"
+
+
 # By quadrature
 
 
@@ -274,6 +317,15 @@ def test_nothing_but_numbers_passes():
     assert len(found.failures()) == found.residual.numel()
 
 
+def test_the_method_is_told_for_every_time():
+    world = gm.worlds.GaussianMixture(torch.tensor([[0.5]]), 0.3)
+    flow = gm.Flow(world.predictor(Opaque()))
+    data = world.sample(50, seed=1)
+    found = kfe_residual(flow, data=data, t=[0.03, 0.4, 0.5])
+    assert found.method == "by differences over 0.01 at t = 0.03; by differences over 0.02 at t = 0.4, 0.5"
+    assert kfe_residual(flow, data=data, t=[0.4, 0.5]).method == "by differences over 0.02"
+
+
 def test_the_table():
     model, data = plane()
     found = kfe_residual(Scaled(model, 1.5), data=data, t=[0.25, 0.75])
@@ -304,6 +356,45 @@ def test_families_are_deterministic_and_vary_on_their_law():
         assert any(not torch.equal(f(x), g(x)) for f, g in zip(one.values(), other.values(), strict=True))
         assert all(v.shape == (400,) for v in values.values())
         assert sum(float(v.double().std()) > 1e-3 for v in values.values()) >= len(values) - 1
+
+
+class ExclusiveOr(torch.nn.Module):
+    """Three bits of which any two are independent and the third is their sum; a blind network knows the pairs only."""
+
+    states = torch.tensor([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
+
+    def __init__(self, blind: bool) -> None:
+        super().__init__()
+        self.blind = blind
+
+    def forward(self, x: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
+        shown = torch.stack([x[name] for name in "abc"], 1)[:, None]
+        kappa = t["a"].double()[:, None, None]
+        likelihood = ((1 - kappa) / 2 + kappa * (shown == self.states)).prod(-1)  # of each of the four
+        ones = (likelihood[..., None] * self.states).sum(1) / likelihood.sum(1, keepdim=True)
+        if self.blind:
+            ones = ((1 - kappa) / 2 + kappa * shown)[:, 0]
+        return {name: torch.stack([1 - ones[:, i], ones[:, i]], -1).log() for i, name in enumerate("abc")}
+
+
+def test_what_couples_three_factors_and_no_two_of_them_is_seen():
+    path = gm.ProductPath({name: gm.MixturePath(2) for name in "abc"})
+    rows = ExclusiveOr.states[Draws(0, 4000).integers((4000,), 4)]
+    data = dict(zip("abc", rows.unbind(1), strict=True))
+    right, blind = (
+        gm.Product(
+            gm.predict.Product(ExclusiveOr(b), dict.fromkeys("abc", gm.predict.Tokens), path),
+            dict.fromkeys("abc", gm.CTMC),
+        )
+        for b in (False, True)
+    )
+    assert kfe_residual(right, data=data, t=[0.5, 0.7]).passed()
+    found = kfe_residual(blind, data=data, t=[0.5, 0.7])
+    triple = torch.tensor([name.count(" * ") == 2 for name in found.functions])
+    assert int(triple.sum()) == 3
+    wrong = (found.excess() > 1).any(0)
+    assert wrong[triple].any()
+    assert not wrong[~triple].any()
 
 
 def test_functions_of_angles_have_no_seam():

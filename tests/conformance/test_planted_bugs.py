@@ -247,6 +247,36 @@ def test_the_bug_is_caught_and_the_right_one_passes(name: str):
         check_generator(wrong(model), data=data, **CHECKED)
 
 
+class Off(gm.Generator):
+    """Flow, Langevin noise of variance 0.64 and jumps of tokens, each off by a little."""
+
+    def __init__(self, model: gm.Predictor, pull: float = 0.0, half: float = 0.5, rates: float = 1.0) -> None:
+        super().__init__(model)
+        self.pull, self.half, self.rates = pull, half, rates
+
+    def triplet(self, x, t, prediction):
+        if not x.is_floating_point():
+            return gm.CTMC(self.model).triplet(x, t, prediction) * self.rates
+        return gm.Triplet(prediction.velocity + self.pull * x + 0.64 * self.half * prediction.score, 0.64)
+
+
+@pytest.mark.parametrize(
+    ("world", "small", "large"),
+    [
+        (plane, {"pull": 0.05}, {"pull": 0.1}),
+        (plane, {"half": 0.53}, {"half": 0.65}),
+        (tokens, {"rates": 1.05}, {"rates": 1.2}),
+    ],
+    ids=["pull", "half", "rates"],
+)
+def test_how_small_an_error_is_seen(world: Callable, small: dict, large: dict):
+    """What the guide says of the default settings."""
+    model, data = world()
+    assert check_generator(Off(model, **small), data=data, only=CHECKED["only"]).passed
+    with pytest.raises(ConformanceError, match="forward equation"):
+        check_generator(Off(model, **large), data=data, only=CHECKED["only"])
+
+
 def test_a_weight_between_generators_of_one_speed_is_no_bug():
     """0.3 and 0.7 of flow and diffusion swapped is another generator of the same path: nothing may be reported."""
     model, data = plane()

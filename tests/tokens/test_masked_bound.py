@@ -114,6 +114,17 @@ def test_prompts_and_padding_are_not_counted():
     assert bits_per_token(nats[:1], 5).tolist() == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("rule", ["counts", "times"])
+def test_each_step_of_a_training_run_masks_anew(rule: str):
+    world = Chain(PATHS["mask"])
+    model, draws = world.predictor(), gm.Draws(3, 9)
+    estimates = [masked_bound(model, world.data, evaluations=2, rule=rule, draws=draws.at(i)) for i in (0, 1, 7)]
+    assert not torch.equal(estimates[0], estimates[1])
+    assert not torch.equal(estimates[1], estimates[2])
+    again = masked_bound(model, world.data, evaluations=2, rule=rule, draws=draws.at(1))
+    assert torch.equal(again, estimates[1])
+
+
 def test_an_estimate_does_not_depend_on_the_batch():
     world = Chain(PATHS["mask"])
     model = gm.predict.Tokens(Unsure(world), world.path)

@@ -41,7 +41,7 @@ class CTMC(Generator):
 
     def triplet(self, x: Tensor, t: Number, prediction: TokenPrediction) -> Triplet:
         """Total rates at the path's hazard, and the network's logits: no table of rates."""
-        hazard, logits = prediction.instant.hazard, prediction.logits
+        hazard, logits = prediction.instant.forward, prediction.logits
         hazard = hazard.clamp(max=CERTAIN) if isinstance(hazard, Tensor) else min(hazard, CERTAIN)
         total = mobility(self.path, x, logits)  # type: ignore[arg-type]
         return Triplet(rates=Rates(Term(total * hazard, Categorical(logits))))

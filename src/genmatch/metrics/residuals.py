@@ -35,7 +35,7 @@ class ForwardResidual:
     samples
         How many; 0 by quadrature.
     method
-        How the time derivative was taken.
+        How the time derivative was taken, and at which times if not at all alike.
     """
 
     times: tuple[float, ...]

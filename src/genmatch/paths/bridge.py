@@ -94,7 +94,8 @@ class BridgePath(Path):
         rest = 1 - t.double()
         variance = torch.full_like(rest, self.variance)
         if until is not None:
-            variance = variance * (1 - until.double()) / rest
+            # Of a bridge to the data prediction; back in time there is none, and nothing to be averaged.
+            variance = variance * torch.where(until.double() > t.double(), (1 - until.double()) / rest, 1.0)
         return BridgeInstant(t, (1 / rest).to(t.dtype), variance.to(t.dtype))
 
     def between(self, x0: Tensor, x1: Tensor, instant: BridgeInstant, draws: Draws) -> Tensor:

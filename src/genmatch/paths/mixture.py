@@ -51,6 +51,22 @@ class MixtureInstant(NamedTuple):
         """Per-sample values ``(B,)`` as ``(B, 1, ..., 1)``."""
         return MixtureInstant(*(along_batch(f, x) for f in self))
 
+    @property
+    def forward(self) -> Number:
+        r"""The hazard; on a step of a plan that runs back, from data to noise, the mirror image of :meth:`backward`.
+
+        .. math:: \frac{\kappa_s}{h}\Bigl[\log\frac{\kappa}{1-\kappa}\Bigr]_{\kappa_s}^{\kappa_t}
+
+        It is 0 on a step that ends at the source, where no data are left.
+        """
+        k, ahead = self.kappa, self.ahead
+        if isinstance(k, Tensor) or ahead >= k:
+            return self.hazard
+        if ahead <= 0:
+            return 0.0
+        now, then = (math.log(kappa / (1 - kappa)) if kappa < 1 else math.inf for kappa in (k, ahead))
+        return ahead * self.slope / (k - ahead) * (now - then)
+
     def backward(self, share: Number) -> Number:
         r"""The rate at which data that show turn back into source, where the source gives what shows probability p.
 
@@ -146,6 +162,13 @@ class MixturePath(Path):
                 f"the source has {len(source.probabilities)} tokens and the vocabulary {vocabulary}: give one "
                 "probability for each data token"
             )
+        if isinstance(source, UniformTokens) and source.vocabulary != vocabulary:
+            raise ValueError(
+                f"the source draws from {source.vocabulary} tokens and the vocabulary is {vocabulary}: give "
+                "gm.paths.CategoricalTokens with one probability for each data token"
+            )
+        if isinstance(source, Masked) and mask is None:
+            raise ValueError(f"a mask is given by mask={source.mask}, an id outside the vocabulary, not as a source")
         self.source, self.coupling = source, coupling
         self.space = Tokens(vocabulary, tuple(extra for extra in (mask, padding) if extra is not None))
 

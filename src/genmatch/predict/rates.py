@@ -38,10 +38,19 @@ class RatesPrediction:
     @property
     def rates(self) -> rates.Rates:
         """The hazard times the intensity, and the bins: each coordinate jumps by itself."""
-        hazard: Number = self.instant.hazard
-        hazard = hazard.clamp(max=CERTAIN) if isinstance(hazard, Tensor) else min(hazard, CERTAIN)
         where = rates.Bins(self.native[..., 1:], self.model.edges)
-        return rates.Rates(rates.Term(self.intensity * hazard, where))
+        return rates.Rates(rates.Term(self._total(), where))
+
+    def _total(self) -> Tensor:
+        hazard: Number = self.instant.hazard
+        gain = getattr(self.instant, "gain", None)
+        if isinstance(gain, float) and gain > 0:
+            # On a mixture path the intensity is the probability p of not having jumped, and only those that have not
+            # jump: over a step a share p (kappa_s - kappa_t)/(1 - kappa_t), which is p at the end and not 1.
+            share = self.intensity.clamp(max=1) * (gain / (1 - self.instant.kappa))
+            return (-torch.log1p(-share)).clamp(max=CERTAIN) * (self.instant.slope / gain)
+        hazard = hazard.clamp(max=CERTAIN) if isinstance(hazard, Tensor) else min(hazard, CERTAIN)
+        return self.intensity * hazard
 
 
 class Rates(Learned):

@@ -114,8 +114,8 @@ class Survival(Learned):
         return SurvivalPrediction(self, x, instant, native)
 
     def blank(self, x: Tensor) -> Tensor:
-        """Zeros: source and data alike."""
-        return torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        """A state far from the data, that has not jumped: so a plan sees the rate that is infinite at the end."""
+        return torch.full((len(x),), -80.0, dtype=x.dtype, device=x.device)
 
     def error(self, native: Tensor, x: Tensor, x0: Tensor, x1: Tensor, instant: ContinuousMixtureInstant) -> Tensor:
         """The cross-entropy of whether the state has jumped, the same at every position."""

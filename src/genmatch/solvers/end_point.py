@@ -29,10 +29,13 @@ import torch
 from torch import Tensor
 
 from ..generators import Generator, OperatorInstant
+from ..paths import GaussianPath
 from ..random import Draws
 from ..schedules import Number
 from ..triplet import Triplet
+from .exponential import Exponential, Transition, apply_transition
 from .field import Field
+from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_finite
 from .solver import Solver, refuse_parts
 
 __all__ = ["EndPoint"]
@@ -45,6 +48,8 @@ class Step(NamedTuple):
 
     h: float
     instant: OperatorInstant
+    last: Transition | None = None
+    ending: FlowEnding | DataEnding | None = None
 
 
 class EndPoint(Solver):
@@ -80,7 +85,22 @@ class EndPoint(Solver):
         for row in rows:
             if any(weight < 0 for weight in row.weights):
                 _refuse_negative(field, row)
-        return [Step(h, row) for h, row in zip((ends - starts).tolist(), rows, strict=True)]
+        plan = [Step(h, row) for h, row in zip((ends - starts).tolist(), rows, strict=True)]
+        if float(times[-1]) == 1.0:
+            plan[-1] = self._last(field, times[-2:], plan[-1], parts)
+        return plan
+
+    def _last(self, field: Field, times: Tensor, step: Step, parts: frozenset[str]) -> Step:
+        """The step to the data, which ends in their prediction where noise or rates would be left."""
+        if parts & {"drift", "variance"} and not self.defined(field, 1.0):
+            if not Exponential.why_not(field):
+                step = step._replace(last=Exponential(order=1).plan(field, times)[0])
+            elif "variance" in parts or not isinstance(field.operator.path, GaussianPath):
+                step = step._replace(ending=end_noise(field, times))
+        jumps = "rates" in parts and isinstance(field.operator.path, GaussianPath)
+        if jumps and not rates_are_finite(field, step.instant):
+            step = step._replace(ending=end_by_flow(field, times))
+        return step
 
     def evaluations(self, plan: Sequence[Step]) -> int:
         """One a step, and what the variance reads besides."""
@@ -88,6 +108,10 @@ class EndPoint(Solver):
 
     def step(self, field: Field, x: Tensor, c: Step, draws: Draws, carry: None) -> tuple[Tensor, None]:
         """One step; see the module."""
+        if c.ending is not None:
+            return c.ending.step(field, x), None
+        if c.last is not None:
+            return apply_transition(field, x, c.last, draws)[0], None
         space, operator = field.space, field.operator
         triplet, variance = _without_divergence(field, x, c.instant, operator.predict(x, c.instant, field.condition))
         if triplet.rates is not None and field.fixed is not None:

@@ -17,7 +17,7 @@ from ..spaces import Manifold, Space
 from ..spaces.states import State
 from ..triplet import Triplet, Triplets
 
-__all__ = ["Field"]
+__all__ = ["Field", "hold"]
 
 
 class Field:
@@ -75,8 +75,8 @@ class Field:
         if self.fixed is None:
             return triplet
         if isinstance(triplet, Triplets):
-            return Triplets({name: _hold(part, self.fixed.get(name)) for name, part in triplet.items()})
-        return _hold(triplet, self.fixed)
+            return Triplets({name: hold(part, self.fixed.get(name)) for name, part in triplet.items()})
+        return hold(triplet, self.fixed)
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
         """The output of the only network, in the state's dtype: under autocast it may come in less."""
@@ -121,7 +121,7 @@ class Field:
         )
 
 
-def _hold(triplet: Triplet, fixed: Tensor | None) -> Triplet:
+def hold(triplet: Triplet, fixed: Tensor | None) -> Triplet:
     """The triplet without the jumps of fixed positions."""
     if fixed is None or triplet.rates is None:
         return triplet
@@ -129,13 +129,13 @@ def _hold(triplet: Triplet, fixed: Tensor | None) -> Triplet:
 
 
 def _made_up(path: Any, like: State) -> State:
-    """One state on which a plan may look at an operator; on a masked path masks, and tokens that show, in turn."""
+    """States on which a plan may look at an operator; on a masked path one of masks and one of tokens that show."""
     if isinstance(like, Mapping):
         return {name: _made_up(path.factors[name], part) for name, part in like.items()}
     mask = getattr(path, "mask", None)
-    x = torch.full_like(like[:1], 1 if mask is None else mask)
+    x = torch.full_like(like[:1], 1)
     if mask is not None:
-        x.reshape(-1)[1::2] = 1
+        return torch.cat([torch.full_like(x, mask), x])
     return path.space.project(x) if isinstance(path.space, Manifold) else x
 
 

@@ -12,9 +12,18 @@ from ..generators import Operator, OperatorInstant
 from ..spaces.states import State
 from ..triplet import Triplet
 from .exponential import Exponential, Transition, apply_transition
-from .field import Field
+from .field import Field, hold
 
-__all__ = ["FlowEnding", "Part", "end_by_flow", "rates_are_finite", "refuse_product", "terms_with"]
+__all__ = [
+    "DataEnding",
+    "FlowEnding",
+    "Part",
+    "end_by_flow",
+    "end_noise",
+    "rates_are_finite",
+    "refuse_product",
+    "terms_with",
+]
 
 LARGE = 1e20  # generators bound an infinite hazard, as 0 times infinity is no rate
 
@@ -47,7 +56,7 @@ class Part:
         ]
         weights = tuple(w if i in self.terms else 0.0 for i, w in enumerate(instant.weights))
         triplet = self.field.operator.read(x, instant._replace(weights=weights), predictions)
-        return Triplet(**{name: getattr(triplet, name) for name in self.names})
+        return hold(Triplet(**{name: getattr(triplet, name) for name in self.names}), self.field.fixed)
 
 
 def terms_with(field: Field, instant: OperatorInstant, names: frozenset[str]) -> frozenset[int]:
@@ -70,6 +79,16 @@ def refuse_product(solver: Any, field: Field) -> None:
         raise ValueError(f"{type(solver).__name__} is for one space, not for a product. Use gm.solvers.Euler()")
 
 
+class DataEnding(NamedTuple):
+    """A last step that ends in the data prediction, where no two numbers of a network's output give it."""
+
+    instant: OperatorInstant
+
+    def step(self, field: Field, x: Tensor) -> Tensor:
+        """The state at the end, from one evaluation."""
+        return field.operator.predict(x, self.instant, field.condition)[0].data
+
+
 class FlowEnding(NamedTuple):
     """The last step of a sum of a flow and jumps, where the rates are infinite: by the flow's data prediction alone.
 
@@ -83,6 +102,14 @@ class FlowEnding(NamedTuple):
         """The state at the end, from one evaluation."""
         alone = Field(self.flow, field.like, field.condition)
         return apply_transition(alone, x, self.transition, None)[0]  # type: ignore[arg-type]  # a flow draws nothing
+
+
+def end_noise(field: Field, times: Tensor) -> FlowEnding | DataEnding | None:
+    """How a sum with noise that no exponential step takes ends at the data, whose noise it would leave there."""
+    ending = end_by_flow(field, times)
+    if ending is None and len(field.models) == 1 and "data" in field.models[0].readings:
+        return DataEnding(field.at(times[:1])[0])
+    return ending
 
 
 def end_by_flow(field: Field, times: Tensor) -> FlowEnding | None:

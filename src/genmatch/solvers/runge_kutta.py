@@ -20,10 +20,10 @@ from ..generators import OperatorInstant
 from ..paths import GaussianPath
 from ..random import Draws
 from ..spaces.states import State
-from ..triplet import Triplet
+from ..triplet import Triplet, Triplets
 from .exponential import Exponential, Transition, apply_transition
 from .field import Field
-from .part import FlowEnding, end_by_flow, rates_are_finite
+from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_finite
 from .solver import Solver, refuse_negative, refuse_parts
 
 __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     h: float
     instants: tuple[OperatorInstant, ...]
     last: Transition | None = None
-    ending: FlowEnding | None = None
+    ending: FlowEnding | DataEnding | None = None
 
 
 class RungeKutta(Solver):
@@ -96,12 +96,25 @@ class RungeKutta(Solver):
         if end in (0.0, 1.0) and parts & {"drift", "variance"} and not self.defined(field, end):
             plan[-1] = self._last(field, times, plan[-1])
         jumps = "rates" in parts and isinstance(field.operator.path, GaussianPath)
-        if jumps and not rates_are_finite(field, field.at(times[-1:])[0]):
+        if jumps and not rates_are_finite(field, field.at(times[-2:-1], times[-1:])[0]):
             plan[-1] = plan[-1]._replace(ending=end_by_flow(field, times[-2:]))
         return plan
 
     def _last(self, field: Field, times: Tensor, step: Step) -> Step:
+        end = field.at(times[-1:])[0]
         if Exponential.why_not(field):
+            noise = field.probe(end).parts & {"variance"}
+            if field.speed < 0 and noise and not _finite_variance(field, end):
+                raise ValueError(
+                    f"the noise is infinite at t = {float(times[-1]):g}, where this run ends: stop a little before, by "
+                    f"stop={abs(float(times[-1]) - 0.02):g}, or take noise that is finite, "
+                    "gm.diffusivity.EndpointSafe()"
+                )
+            bridge = not isinstance(field.operator.path, GaussianPath)
+            if (noise or bridge) and field.speed > 0 and float(times[-1]) == 1.0:
+                ending = end_noise(field, times[-2:])
+                if ending is not None:
+                    return Step(step.h, step.instants[:1], ending=ending)
             last = field.at(times[-2:-1], times[-1:])
             field.settle(step.instants[0], last)
             return Step(step.h, tuple(last))  # one Euler step: it looks at the start alone
@@ -161,6 +174,12 @@ class RK4(RungeKutta):
     a, b, c = ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0)
     order = 4
     parts = frozenset({"drift"})
+
+
+def _finite_variance(field: Field, instant: OperatorInstant) -> bool:
+    triplet = field.probe(instant)
+    parts = triplet.values() if isinstance(triplet, Triplets) else (triplet,)
+    return all(part.variance is None or bool(torch.as_tensor(part.variance).isfinite().all()) for part in parts)
 
 
 def _combine(weights: tuple[float, ...], slopes: list[Triplet]) -> Triplet:
