@@ -152,3 +152,33 @@ def test_prompts_stay(solver):
     y = gm.sample(corrected, x, steps=8, seed=0, fixed=fixed, solver=solver)
     assert torch.equal(y[:, 0], x[:, 0])
     assert not torch.equal(y[:, 1], x[:, 1])
+
+
+@pytest.mark.parametrize(
+    "build", [lambda c: 0.5 * c - 0.5 * gm.ReverseCTMC(c.model), lambda c: c - gm.TokenChurn(c.model)]
+)
+def test_negative_rates_are_seen_on_a_single_token(build):
+    class Flat(nn.Module):
+        def forward(self, x, t):
+            return torch.zeros(*x.shape, 4)
+
+    chain = gm.CTMC(gm.predict.Tokens(Flat(), gm.MixturePath(4, mask=4)))
+    with pytest.raises(ValueError, match="make a jump rate negative"):
+        gm.sample(build(chain), (4, 1), steps=4, seed=0)
+
+
+def test_sources_that_are_not_the_vocabulary_s_are_refused():
+    with pytest.raises(ValueError, match="the source draws from 3 tokens and the vocabulary is 5"):
+        gm.MixturePath(5, source=gm.paths.UniformTokens(3))
+    with pytest.raises(ValueError, match="a mask is given by mask=7"):
+        gm.MixturePath(5, source=gm.paths.Masked(7))
+    with pytest.raises(ValueError, match=r"needs its source: gm\.paths\.UniformPoints"):
+        gm.ContinuousMixturePath(space=gm.spaces.Sphere())
+
+
+def test_gradients_through_noise_that_vanishes_are_finite():
+    network = gm.nn.MLP(2, width=8)
+    noise = StateDependent(lambda x, t: x[:, :1].relu(), EndpointSafe())
+    sde = gm.Diffusion(gm.predict.Velocity(network, gm.GaussianPath()), noise)
+    gm.sample(sde, (16, 2), steps=3, seed=0, grad=True, stop=0.9).square().sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in network.parameters())

@@ -99,6 +99,8 @@ class ContinuousMixturePath(Path):
             raise ValueError(f"the coordinates of a point on {space!r} are bound to one another: use whole=True")
         if isinstance(source, Tensor):
             source = Empirical(source)
+        if source is None and isinstance(space, Manifold):
+            raise ValueError(f"a path on {space!r} needs its source: gm.paths.UniformPoints(space), or points of it")
         source = Normal() if source is None else source
         coupling = Independent() if coupling is None else coupling
         check_ends(source, coupling)

@@ -125,6 +125,8 @@ class IntervalPath(ContinuousMixturePath):
         times = torch.as_tensor(times, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
             raise ValueError(f"times must be at least two in a row, increasing, got shape {tuple(times.shape)}")
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            raise ValueError(f"times must be in [0, 1], got {times[0].item():g} to {times[-1].item():g}")
         instants = self.at(times[:-1], times[1:]).rows()
         for now, instant, h in zip(draws.steps(len(instants)), instants, times.diff().tolist(), strict=True):
             if instant.kappa + instant.gain >= 1:  # all that is left arrives

@@ -112,7 +112,8 @@ class Motion(Wrapper):
 
         def velocity(y: Tensor, s: Tensor) -> Tensor:
             instant = self.model.at(s).broadcast(y)
-            return self.model.prediction(y, instant, self.model.native(y, instant, condition)).velocity
+            # A network of half precision, without autocast, answers in its own.
+            return self.model.prediction(y, instant, self.model.native(y, instant, condition).to(y.dtype)).velocity
 
         now = velocity(x, times)
         u, a, *_ = torch.func.jvp(velocity, (x, times), (now, torch.ones_like(times)))

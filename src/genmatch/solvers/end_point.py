@@ -80,7 +80,10 @@ class EndPoint(Solver):
         parts = _probe(field, rows[0]._replace(weights=weights))[0].parts
         refuse_parts(self, parts, "gm.solvers.Euler()")
         if parts & {"variance", "rates"} and bool(times[-1] < times[0]):
-            raise ValueError("noise and jumps run from noise to data: with times that fall use a flow, drift alone")
+            raise ValueError(
+                "noise and jumps run from noise to data: times that fall are for a flow, drift alone, and for "
+                "gm.Reverse(generator) by gm.solvers.Euler()"
+            )
         field.settle(rows[0], rows)
         for row in rows:
             if any(weight < 0 for weight in row.weights):

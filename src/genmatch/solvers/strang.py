@@ -74,7 +74,10 @@ class Strang(Solver):
         """Stage instants of both halves, and the middle for the jumps."""
         refuse_product(self, field)
         if bool(times[-1] < times[0]):
-            raise ValueError("noise and jumps run from noise to data: times that fall are for a flow, drift alone")
+            raise ValueError(
+                "noise and jumps run from noise to data: times that fall are for a flow, drift alone, and for "
+                "gm.Reverse(generator) by gm.solvers.Euler()"
+            )
         (first,) = field.at(times[:1])
         parts = field.parts(first)
         refuse_parts(self.inner, parts - RATES, "gm.solvers.Strang(gm.solvers.Heun())")

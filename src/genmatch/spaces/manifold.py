@@ -39,7 +39,7 @@ from torch import Tensor
 from ..random import Draws
 from ..schedules import Number
 from ..triplet import Triplet
-from .space import BROWNIAN, Space
+from .space import BROWNIAN, Space, root
 from .squares import length
 
 __all__ = ["Manifold"]
@@ -183,8 +183,8 @@ class Manifold(Space, ABC):
             if not isinstance(variance, Tensor) and variance < 0:
                 raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
             z = self.brownian(start, draws) if noise is None else noise
-            deviation = variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
-            x = self.exp(x, deviation * self.noise(x, z))
+            spread = root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)
+            x = self.exp(x, spread * self.noise(x, z))
         return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
 
     def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Any) -> Tensor:

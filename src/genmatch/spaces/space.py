@@ -60,6 +60,14 @@ class Space(ABC):
         r"""The second-order part of a generator, :math:`\tfrac12\Sigma\cdot\nabla^2 f` at ``x``, ``(B,)``."""
 
 
+def root(variance: Tensor) -> Tensor:
+    """The root of a variance, with the derivative 0 where it is 0."""
+    if not (torch.is_grad_enabled() and variance.requires_grad):
+        return variance.sqrt()
+    none = variance == 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, variance).sqrt())
+
+
 @dataclass(frozen=True)
 class Euclidean(Space):
     r"""R^d, any shape: :math:`x + h\,b + \sqrt{h\,\Sigma}\,z`, then jumps."""
@@ -99,7 +107,7 @@ class Euclidean(Space):
             if not isinstance(variance, Tensor) and variance < 0:
                 raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
             z = self.brownian(x, draws) if noise is None else noise
-            x = x + (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)) * z
+            x = x + (root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)) * z
         return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
 
     def second_order(self, function: Callable[[Tensor], Tensor], x: Tensor, variance: Tensor) -> Tensor:
