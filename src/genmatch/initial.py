@@ -119,7 +119,9 @@ def read_fixed(fixed: State | None, given: State | None) -> None:
     """Raise unless ``fixed`` marks positions of given tokens; on a product a dict for some of its factors."""
     if fixed is None:
         return
-    if given is None or (isinstance(given, Tensor) and given.is_floating_point()):
+    if isinstance(given, Tensor) and given.is_floating_point():
+        raise ValueError("only tokens can be fixed: a continuous state is conditioned through its network, or given")
+    if given is None:
         raise ValueError("fixed positions need given token states: pass the tokens with their prompt, not a shape")
     if isinstance(given, Mapping):
         if not isinstance(fixed, Mapping) or not set(fixed) <= set(given):

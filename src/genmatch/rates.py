@@ -56,7 +56,13 @@ class Rates:
 
     def __init__(self, *terms: Term | tuple[Number, Landing | Tensor]) -> None:
         pairs = []
-        for total, where in terms:
+        for term in terms:
+            if not isinstance(term, tuple) or len(term) != 2:
+                raise TypeError(
+                    f"Rates takes pairs of a total and a landing, got {type(term).__name__}: the predictor of rates is "
+                    "gm.predict.Rates(network, path, edges)"
+                )
+            total, where = term
             if isinstance(where, Tensor):
                 where = Categorical(where)
             if not isinstance(where, Landing):

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from . import grids
 from .generators import Operator
 from .initial import read_fixed, read_state, rows_of
-from .paths import Path
+from .paths import GaussianPath, Path
+from .paths.path import NOISY
 from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, RungeKutta, Solver
@@ -211,6 +212,8 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
     instant = field.at(grid[:1])[0].models[0]
     if from_source:
         _check_noise(field.operator.path, instant, falls=bool(grid[-1] < grid[0]), told=start is not None)
+    if float(grid[-1]) == 1.0:
+        _check_data(field.operator.path, field.at(grid[-1:])[0].models[0])
     if not solver.defined(field, float(grid[0])):
         other = ", or use gm.solvers.Exponential(), which is exact where the noise is infinite"
         raise ValueError(
@@ -231,6 +234,17 @@ def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:
     if (told and instant.t > 0) or getattr(path, "given", None):
         raise ValueError(why)
     warnings.warn(why, UserWarning, stacklevel=4)
+
+
+def _check_data(path: Path, instant: Any) -> None:
+    """Warn if the end of the path is not the data: they would come out shrunk or noisy."""
+    if isinstance(path, GaussianPath) and (abs(instant.alpha - 1) > NOISY or instant.sigma > NOISY * instant.alpha):
+        warnings.warn(
+            f"{path!r} does not end in the data: at t = 1 alpha = {instant.alpha:.3g} and sigma = {instant.sigma:.3g}, "
+            "so samples are alpha * data + sigma * noise",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _begin(field: Field, solver: Solver) -> float:

@@ -190,5 +190,5 @@ def test_data_outside_their_range_raise_instead_of_being_dropped():
 
 
 def test_a_jump_needs_rates():
-    with pytest.raises(TypeError, match="Jump needs a model with a rates"):
+    with pytest.raises(TypeError, match="Jump needs a model with rates"):
         Jump(gm.predict.Velocity(nn.Identity(), gm.GaussianPath()))

@@ -122,9 +122,7 @@ def test_noise_in_one_factor_keeps_it():
         model_on(path),
         {
             "label": lambda m: (lambda t: 1 + t) * gm.CTMC(m) + (lambda t: t) * gm.ReverseCTMC(m),
-            "point": lambda m: (
-                (lambda t: t) * gm.Flow(m) + (lambda t: 1 - t) * gm.Diffusion(m, constant)
-            ),
+            "point": lambda m: (lambda t: t) * gm.Flow(m) + (lambda t: 1 - t) * gm.Diffusion(m, constant),
         },
     )
     assert residual(rising, path, 0.5) < 1e-6

@@ -148,8 +148,9 @@ class Operator(nn.Module, ABC):
             if abs(speed - asked) > 1e-6:
                 raise ValueError(
                     f"the weights carry the path at speed {speed:g}, not {asked:g}, at t = {time:g}: weights of "
-                    f"generators that follow the path must add to {asked:g} (Langevin has speed 0 and may have any "
-                    "weight)" + (": a reversed generator runs from data to noise" if speed == -1 else "")
+                    f"generators that follow the path must add to {asked:g} (Langevin, of speed 0, does not count, and "
+                    "a reversed generator, of speed -1, counts against them)"
+                    + (": a reversed generator runs from data to noise" if speed == -1 else "")
                 )
 
     def __add__(self, other: Operator) -> Superposition:
@@ -241,7 +242,8 @@ def check_reading(generator: Generator, model: Predictor, reading: str) -> None:
     """Raise unless a prediction of the model can be asked for ``reading``: "velocity", "score", "rates" ..."""
     if reading not in model.readings:
         raise TypeError(
-            f"{type(generator).__name__} needs a model with a {reading}; a {type(model).__name__} on {model.path!r} "
+            f"{type(generator).__name__} needs a model with {'' if reading.endswith('s') else 'a '}{reading}; "
+            f"a {type(model).__name__} on {model.path!r} "
             f"has {', '.join(sorted(model.readings)) or 'none'}"
         )
 

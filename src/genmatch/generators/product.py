@@ -52,7 +52,7 @@ class Product(Generator):
                     f"the factor {name!r} needs a generator class such as gm.Flow, or a function of the factor's "
                     f"predictor, got a {type(make).__name__} that is made already"
                 )
-        made = {name: factors[name](model.models[name]) for name in model.path.factors}
+        made = {name: _make(name, factors[name], model.models[name]) for name in model.path.factors}
         for name, operator in made.items():
             if not isinstance(operator, Operator):
                 raise TypeError(f"the factor {name!r} needs a generator, got {type(operator).__name__}")
@@ -77,6 +77,13 @@ class Product(Generator):
             now = OperatorInstant(own.t, (own,), operator.weights_at(own.t))
             value[name] = _at_speed(operator.read(x[name], now, [reading]), instant.speeds[name])
         return value
+
+
+def _make(name: str, make: Callable[[Any], Operator], model: Any) -> Operator:
+    try:
+        return make(model)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the factor {name!r}: {error}") from error
 
 
 def _at_speed(triplet: Triplet, speed: Number) -> Triplet:

@@ -30,6 +30,7 @@ from .bridge import Bridge
 from .gaussian import Flow, Langevin
 from .multiplicative import Multiplicative
 from .operator import Generator, Operator, Superposition, check_reading
+from .product import Product
 
 __all__ = ["Reverse", "ReverseDiffusion", "reverses"]
 
@@ -170,6 +171,17 @@ def _unbridge(generator: Bridge) -> Operator:
             "with source and data exchanged"
         )
     return ReverseDiffusion(generator)
+
+
+@reverses(Product)
+def _each(generator: Product) -> Operator:
+    """Factor by factor: every one at its own time."""
+    turned = {name: _reversed(operator) for name, operator in generator.nested.items()}
+    return Product(generator.model, turned)  # type: ignore[arg-type]
+
+
+def _reversed(operator: Operator) -> Callable[[Any], Operator]:
+    return lambda model: Reverse(operator)
 
 
 def _reverse(generator: Generator) -> Operator:

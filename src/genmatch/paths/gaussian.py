@@ -55,6 +55,7 @@ class GaussianPath(Path):
         source = Normal() if source is None else source
         coupling = Independent() if coupling is None else coupling
         check_ends(source, coupling)
+        _check_noise_falls(schedule)
         check_positive("noise", noise, zero=True)
         self.schedule, self.source, self.coupling, self.noise = schedule, source, coupling, float(noise)
         self.space = Euclidean()
@@ -122,3 +123,12 @@ class GaussianPath(Path):
         if self.noise:
             parts.append(f"noise={self.noise}")
         return f"GaussianPath({', '.join(parts)})"
+
+
+def _check_noise_falls(schedule: Schedule) -> None:
+    levels = schedule.log_snr(torch.linspace(0, 1, 33, dtype=torch.float64))
+    if bool((levels[1:] <= levels[:-1]).any()) or bool(levels.isnan().any()):
+        raise ValueError(
+            f"alpha / sigma of {schedule!r} must increase from noise (t = 0) to data (t = 1): are the two exchanged, "
+            "or does its time run the other way?"
+        )

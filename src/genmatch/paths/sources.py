@@ -34,6 +34,11 @@ def check_ends(source: Any, coupling: Any) -> None:
     if not isinstance(coupling, Coupling):
         what = f"the class {coupling.__name__}: call it" if isinstance(coupling, type) else type(coupling).__name__
         raise TypeError(f"coupling must be a genmatch Coupling, got {what}")
+    if not isinstance(getattr(coupling, "independent", None), bool):
+        raise TypeError(
+            f"{type(coupling).__name__} must say whether source and data are independent under it: set the class "
+            "attribute independent to True or False, as a score is read off a velocity only where they are"
+        )
 
 
 class Normal:

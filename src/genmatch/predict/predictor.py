@@ -148,12 +148,29 @@ def spread(time: Number, x: Tensor) -> Tensor:
 
 def call(network: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """``network(x, t, **condition)``."""
-    output = network(x, time, **condition) if condition else network(x, time)
+    if torch.compiler.is_compiling():
+        output = network(x, time, **condition) if condition else network(x, time)
+    else:
+        try:
+            output = network(x, time, **condition) if condition else network(x, time)
+        except RuntimeError as error:
+            _explain_dtypes(network, x, error)
+            raise
     if not isinstance(output, Tensor):
         raise TypeError(
             f"the network must return one tensor, got {type(output).__name__}: wrap it to return its prediction"
         )
     return output
+
+
+def _explain_dtypes(network: nn.Module, x: Tensor, error: RuntimeError) -> None:
+    """Raise in the place of torch's message if state and weights differ in precision."""
+    own = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    if own is not None and x.is_floating_point() and own != x.dtype and "dtype" in str(error):
+        raise TypeError(
+            f"the state is {x.dtype} and the network's weights are {own}: convert the data with .to({own}), or the "
+            f"network with network.to({x.dtype})"
+        ) from error
 
 
 def check_condition(condition: Condition, batch: int) -> None:

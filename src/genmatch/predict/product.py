@@ -163,7 +163,10 @@ def _make(name: str, make: Any, path: Path) -> Learned:
             f"-> predictor, got a {type(make).__name__} that is made already"
         )
     joint = _Joint()
-    model = make(joint, path)
+    try:
+        model = make(joint, path)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the factor {name!r}: {error}") from error
     if not isinstance(model, Learned):
         raise TypeError(
             f"the factor {name!r} needs a predictor that trains a network such as gm.predict.Velocity, "
