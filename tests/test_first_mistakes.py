@@ -27,16 +27,12 @@ def test_states_and_weights_of_two_precisions():
         lambda: gm.matching_loss(model, torch.zeros(4, 2, dtype=torch.float64)),
         lambda: gm.sample(gm.Flow(model), (4, 2), steps=2, dtype=torch.float64),
     ):
-        with pytest.raises(
-            TypeError, match=r"the state is torch\.float64 and the network's weights are"
-        ):
+        with pytest.raises(TypeError, match=r"the state is torch\.float64 and the network's weights are"):
             use()
 
 
 def test_noise_and_data_exchanged():
-    with pytest.raises(
-        ValueError, match=r"must increase from noise \(t = 0\) to data \(t = 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"must increase from noise \(t = 0\) to data \(t = 1\)"):
         gm.GaussianPath(Exchanged())
 
 
