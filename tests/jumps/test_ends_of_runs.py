@@ -10,7 +10,7 @@ from jump_worlds import exact_jump
 from torch import Tensor, nn
 
 import genmatch as gm
-from genmatch.diffusivity import Constant, EndpointSafe, StateDependent
+from genmatch.diffusivity import Constant, Curvature, EndpointSafe, StateDependent
 
 F64 = torch.float64
 RHO, SD = 0.9, 0.3
@@ -71,7 +71,12 @@ def point(at: float = 0.0) -> gm.predict.Predictor:
 @pytest.mark.parametrize("solver", [gm.solvers.Euler(), gm.solvers.EndPoint()], ids=repr)
 @pytest.mark.parametrize(
     "noise",
-    [EndpointSafe(), Constant(1.0), StateDependent(lambda x, t: torch.exp(-x[:, :1].square()), EndpointSafe())],
+    [
+        EndpointSafe(),
+        Constant(1.0),
+        StateDependent(lambda x, t: torch.exp(-x[:, :1].square()), EndpointSafe()),
+        Curvature(EndpointSafe()),
+    ],
     ids=lambda noise: type(noise).__name__,
 )
 def test_noise_ends_in_the_data(noise, solver):

@@ -37,7 +37,11 @@ from ..triplet import Triplet
 from .operator import Generator
 from .readings import check_affine, half_noise
 
-__all__ = ["Multiplicative", "divergence", "moving"]
+__all__ = ["Multiplicative", "NotFiniteError", "divergence", "moving"]
+
+
+class NotFiniteError(ValueError):
+    """The variance read off a network is not finite: a solver's plan takes it for a time to keep away from."""
 
 
 class Multiplicative(Generator):
@@ -150,7 +154,8 @@ def _checked(share: Tensor, x: Tensor) -> Tensor:
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = ~((share >= 0) & share.isfinite())
         if bool(wrong.any()):
-            raise ValueError(
+            kind = ValueError if bool((share < 0).any()) else NotFiniteError
+            raise kind(
                 f"a variance must be at least 0 and finite, got {share[wrong][0].item():g} "
                 f"and {int(wrong.sum())} such values of {share.numel()}"
             )

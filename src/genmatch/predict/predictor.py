@@ -167,9 +167,13 @@ def _explain_dtypes(network: nn.Module, x: Tensor, error: RuntimeError) -> None:
     """Raise in the place of torch's message if state and weights differ in precision."""
     own = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     if own is not None and x.is_floating_point() and own != x.dtype and "dtype" in str(error):
+        half = own in (torch.float16, torch.bfloat16)
+        other = (
+            f"run it under torch.autocast({x.device.type!r}, {own})" if half else f"convert the data with .to({own})"
+        )
         raise TypeError(
-            f"the state is {x.dtype} and the network's weights are {own}: convert the data with .to({own}), or the "
-            f"network with network.to({x.dtype})"
+            f"the state is {x.dtype} and the network's weights are {own}: convert the network with "
+            f"network.to({x.dtype}), or {other}"
         ) from error
 
 

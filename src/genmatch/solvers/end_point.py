@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..generators import Generator, OperatorInstant
+from ..generators.multiplicative import NotFiniteError
 from ..paths import GaussianPath
 from ..random import Draws
 from ..schedules import Number
@@ -65,7 +66,10 @@ class EndPoint(Solver):
 
     def defined(self, field: Field, t: float) -> bool:
         """Whether drift and variance are finite at ``t``."""
-        triplet, _ = _probe(field, field.at(torch.tensor([t], dtype=torch.float64))[0])
+        try:
+            triplet, _ = _probe(field, field.at(torch.tensor([t], dtype=torch.float64))[0])
+        except NotFiniteError:
+            return False
         return all(
             bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)
             for part in (triplet.drift, triplet.variance)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..generators import Operator, OperatorInstant
+from ..generators.multiplicative import NotFiniteError
 from ..predict.predictor import Condition
 from ..schedules import Schedule
 from ..spaces import Manifold, Space
@@ -112,7 +113,10 @@ class Field:
             own = model.models.values() if model.kind == "product" else (model,)
             if any(m.kind == "velocity" and not _finite_derivatives(m.path.schedule, instant.t) for m in own):
                 return False
-        triplet = self.probe(instant)
+        try:
+            triplet = self.probe(instant)
+        except NotFiniteError:
+            return False
         return all(
             bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part)
             for own in (triplet.values() if isinstance(triplet, Triplets) else (triplet,))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..generators import OperatorInstant
+from ..generators.multiplicative import NotFiniteError
 from ..paths import GaussianPath
 from ..random import Draws
 from ..spaces.states import State
@@ -103,7 +104,7 @@ class RungeKutta(Solver):
     def _last(self, field: Field, times: Tensor, step: Step) -> Step:
         end = field.at(times[-1:])[0]
         if Exponential.why_not(field):
-            noise = field.probe(end).parts & {"variance"}
+            noise = field.parts(step.instants[0]) & {"variance"}
             if field.speed < 0 and noise and not _finite_variance(field, end):
                 raise ValueError(
                     f"the noise is infinite at t = {float(times[-1]):g}, where this run ends: stop a little before, by "
@@ -177,7 +178,10 @@ class RK4(RungeKutta):
 
 
 def _finite_variance(field: Field, instant: OperatorInstant) -> bool:
-    triplet = field.probe(instant)
+    try:
+        triplet = field.probe(instant)
+    except NotFiniteError:
+        return False
     parts = triplet.values() if isinstance(triplet, Triplets) else (triplet,)
     return all(part.variance is None or bool(torch.as_tensor(part.variance).isfinite().all()) for part in parts)
 
