@@ -7,7 +7,7 @@ from .gaussian import Diffusion, Flow, Langevin
 from .jump import Jump, MixtureJump
 from .minimal_jump import MinimalJump
 from .multiplicative import Multiplicative
-from .operator import Generator, Operator, OperatorInstant, Superposition
+from .operator import Generator, Operator, OperatorInstant, Superposition, check_reading
 from .product import Product
 from .pure_diffusion import PureDiffusion
 from .residual import Residual, fit_residual
@@ -34,6 +34,7 @@ __all__ = [
     "ReverseDiffusion",
     "Superposition",
     "TokenChurn",
+    "check_reading",
     "fit_residual",
     "reverses",
 ]

@@ -5,7 +5,7 @@ from .affine import Affine, Data, Karras, Noise, Prediction, Row, Score, V, Velo
 from .bridge import BridgeData, BridgePrediction
 from .density import Density, DensityInstant, DensityPrediction
 from .motion import Motion, MovingPrediction
-from .predictor import Predictor
+from .predictor import Learned, Predictor
 from .product import Product, ProductPrediction
 from .rates import Rates, RatesPrediction
 from .reschedule import Reschedule
@@ -23,6 +23,7 @@ __all__ = [
     "DensityInstant",
     "DensityPrediction",
     "Karras",
+    "Learned",
     "Motion",
     "MovingPrediction",
     "Noise",
