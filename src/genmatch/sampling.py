@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,21 @@ from .paths.path import NOISY
 from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, RungeKutta, Solver
+from .solvers.report import Report, read_report
 from .spaces import Product, Space
 from .spaces.states import State, each
 
-__all__ = ["default_solver", "evaluation_mode", "sample"]
+__all__ = ["Increments", "default_solver", "evaluation_mode", "sample"]
 
-STEPS = 50
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
+
+
+class Increments(Protocol):
+    """Brownian increments of a path of time, such as :class:`genmatch.BrownianTree`."""
+
+    def along(self, draws: Draws, times: Sequence[float]) -> Sequence[Any]:
+        """The draws of each step between ``times``: those of ``draws``, with other Brownian noise."""
+        ...
 
 
 def sample(
@@ -50,7 +58,9 @@ def sample(
     callback: Callable[[int, float, State], None] | None = None,
     check: bool = False,
     grad: bool = False,
-) -> State:
+    brownian: Increments | None = None,
+    report: bool = False,
+) -> Any:
     r"""States of a generator at ``stop``, from noise or from given states at ``start``.
 
     Parameters
@@ -61,7 +71,8 @@ def sample(
         ``(B, *S)``: that many samples from the path's source. A tensor: the states at ``start``. On a product a dict of
         either, and so is the result.
     steps, times
-        The number of equal steps (50 if neither is given), or the times themselves: strictly monotone in [0, 1], see
+        The number of equal steps (50 if neither is given; 1 for an adaptive solver, which makes its own between the
+        times), or the times themselves: strictly monotone in [0, 1], see
         :mod:`genmatch.grids`.
     solver
         :class:`~genmatch.solvers.Exponential` on a Gaussian path, :class:`~genmatch.solvers.Euler` elsewhere.
@@ -92,10 +103,15 @@ def sample(
     grad
         Differentiate through the steps; the networks then stay in the mode they are in. Otherwise they run in
         evaluation mode, without gradients, and get their mode back.
+    brownian
+        A :class:`~genmatch.BrownianTree`: then noise is one path of time for each sample, which all grids sample, and
+        not independent numbers for each step. Runs with more steps converge to one another, sample by sample.
+    report
+        Return the :class:`~genmatch.solvers.Report` too: evaluations, steps and a status for each sample.
 
     Returns
     -------
-    ``(B, *S)``, or ``(steps + 1, B, *S)`` with ``trajectory``.
+    ``(B, *S)``, or ``(steps + 1, B, *S)`` with ``trajectory``; with ``report`` a pair of that and the report.
 
     Raises
     ------
@@ -103,6 +119,8 @@ def sample(
         On wrong input, at the call.
     FloatingPointError
         If a state becomes non-finite.
+    genmatch.solvers.UnfinishedError
+        If an adaptive solver did not reach the end for some samples, unless ``report`` is asked for.
     """
     if not isinstance(generator, Operator):
         raise TypeError(
@@ -122,7 +140,8 @@ def sample(
     seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
     size = min(count, batch_size or count)
 
-    results = []
+    results: list[State] = []
+    reports: list[Report] = []
     with evaluation_mode(generator, grad), torch.set_grad_enabled(grad):
         speed = _direction(generator, times, start, stop)
         field = Field(generator, like, speed=speed)
@@ -134,7 +153,7 @@ def sample(
                 draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
                 own = [rows_of(value, rows, initial.device) for value in (condition, fixed)]
                 field = Field(generator, like, *own, speed=speed)
-                ending = _loop(
+                ending, own_report = _loop(
                     run,
                     field,
                     initial.states(generator.path, run.begin, rows, draws),  # without a name: let go after a step
@@ -143,11 +162,17 @@ def sample(
                     callback,
                     check,
                     bar if progress else None,
+                    brownian,
+                    report,
                 )
                 results.append(ending)
-    if len(results) == 1:
-        return results[0]
-    return each(lambda *parts: torch.cat(parts, dim=1 if trajectory else 0), *results)
+                reports += [] if own_report is None else [own_report]
+    states = results[0]
+    if len(results) > 1:
+        states = each(lambda *parts: torch.cat(parts, dim=1 if trajectory else 0), *results)
+    if not report:
+        return states
+    return states, Report(*(torch.cat(parts) for parts in zip(*reports, strict=True)))
 
 
 def _direction(generator: Operator, times: Any, start: float | None, stop: float | None) -> float:
@@ -169,11 +194,14 @@ class _Run(NamedTuple):
     begin: Any  # the path's instant at the first time
 
 
-def _loop(run: _Run, field: Field, x: State, draws: Draws, trajectory, callback, check, bar) -> State:
+def _loop(
+    run: _Run, field: Field, x: State, draws: Draws, trajectory, callback, check, bar, brownian, report
+) -> tuple[State, Report | None]:
     solver = run.solver
     carry = solver.start(field, x)
     states = [x] if trajectory else []
-    for i, (c, now) in enumerate(zip(run.plan, draws.steps(len(run.plan)), strict=True), start=1):
+    steps = draws.steps(len(run.plan)) if brownian is None else brownian.along(draws, run.times)
+    for i, (c, now) in enumerate(zip(run.plan, steps, strict=True), start=1):
         x, carry = solver.step(field, x, c, now, carry)
         if trajectory:
             states.append(x)
@@ -183,9 +211,14 @@ def _loop(run: _Run, field: Field, x: State, draws: Draws, trajectory, callback,
             callback(i, run.times[i], x)
         if bar is not None:
             bar.update()
-    if not check:
+    found = None
+    if report or hasattr(carry, "report"):
+        found = read_report(solver, run.plan, carry, draws.samples, draws.device)
+        if not report:
+            found.refuse()
+    if not check and not hasattr(carry, "report"):
         _check_finite(field.space, x, "at the end; check=True tells at which step it begins")
-    return each(lambda *parts: torch.stack(parts), *states) if trajectory else x
+    return (each(lambda *parts: torch.stack(parts), *states) if trajectory else x), found
 
 
 def default_solver(field: Field) -> Solver:
@@ -203,7 +236,7 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
             raise ValueError("give times alone, or steps with start and stop: times say where it starts and stops")
         grid = _read_times(times)
     else:
-        steps, finish = STEPS if steps is None else steps, 1.0 if stop is None else stop
+        steps, finish = solver.default_steps if steps is None else steps, 1.0 if stop is None else stop
         begin = 0.0 if start is None else start
         grid = grids.uniform(steps, begin, finish)
         field.at(grid)  # the numbers of all times in one call

@@ -14,8 +14,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 import genmatch as gm
+from genmatch.schedules import Instant
 from genmatch.solvers import DDIM, DDPM, Euler, Exponential, Field, Heun, Solver
-from genmatch.solvers.exponential import Transition
 
 SCHEDULES = [
     gm.schedules.CondOT(),
@@ -229,13 +229,12 @@ class Oscillator(nn.Module):
 class LogSNR(Exponential):
     """The gain of a data prediction that is linear in log-SNR (DPM-Solver++ 2M)."""
 
-    def plan(self, field: Field, times: Tensor) -> list[Transition]:
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
         schedule = field.operator.path.schedule
         h = schedule.log_snr(times).diff() / 2
         alpha, _ = schedule(times)
         gains = -alpha[2:] * torch.expm1(-h[1:]) * h[1:] / (2 * h[:-1])
-        plan = super().plan(field, times)
-        return [c._replace(slope=gain) for c, gain in zip(plan, [0.0, *gains.tolist()], strict=True)]
+        return [(), *((gain,) for gain in gains.tolist())]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:-1], ids=repr)

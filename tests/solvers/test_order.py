@@ -15,8 +15,8 @@ from torch import Tensor
 
 import genmatch as gm
 from covered import ORDER, proved
+from genmatch.schedules import Instant
 from genmatch.solvers import DDIM, DDPM, RK4, Euler, Exponential, Field, Heun, Midpoint, RungeKutta, Solver
-from genmatch.solvers.exponential import Transition
 
 SCHEDULES = [gm.schedules.CondOT(), gm.schedules.Cosine(), gm.schedules.VP(), gm.schedules.EDM()]
 STEPS = (20, 40, 80, 160)
@@ -28,7 +28,7 @@ DETERMINISTIC: dict[type[Solver], list[Solver]] = {
     Midpoint: [Midpoint()],
     Heun: [Heun()],
     RK4: [RK4()],
-    Exponential: [Exponential(1), Exponential(2)],
+    Exponential: [Exponential(1), Exponential(2), Exponential(3)],
     DDIM: [DDIM()],
 }
 STOCHASTIC: dict[type[Solver], list[Solver]] = {DDPM: [DDPM()]}  # noise of its own: see test_weak_order
@@ -169,13 +169,12 @@ class Lame(RungeKutta):
 class LogSNR(Exponential):
     """Order 2 by extrapolation in log-SNR, DPM-Solver++'s way, in place of the sine of the angle."""
 
-    def plan(self, field: Field, times: Tensor) -> list[Transition]:
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
         half = field.operator.path.schedule.log_snr(times) / 2
-        plan = super().plan(field, times)
         alpha = field.operator.path.schedule(times)[0]
         h = half.diff()
-        gains = [0.0, *(-(alpha[2:] * torch.expm1(-h[1:])) * h[1:] / (2 * h[:-1])).tolist()]
-        return [c._replace(slope=gain if math.isfinite(gain) else 0.0) for c, gain in zip(plan, gains, strict=True)]
+        gains = (-(alpha[2:] * torch.expm1(-h[1:])) * h[1:] / (2 * h[:-1])).tolist()
+        return [(), *((gain if math.isfinite(gain) else 0.0,) for gain in gains)]
 
 
 def test_a_wrong_tableau_is_found_out() -> None:

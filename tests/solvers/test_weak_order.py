@@ -194,9 +194,9 @@ def test_ancestral_steps_converge_to_memoryless_noise(solver: Solver, gamma: flo
 class Still(Exponential):
     """Order 2 with the gain of a flow, as if the noise did not damp the change of the data."""
 
-    def slopes(self, field: Field, times, now) -> list[float]:
+    def gains(self, field: Field, times, now) -> list[tuple[float, ...]]:
         flow = Field(gm.Flow(field.models[0]), field.like)
-        return super().slopes(flow, times, now)
+        return super().gains(flow, times, now)
 
 
 def test_order_two_needs_the_damped_gain() -> None:

@@ -5,6 +5,7 @@ from .exponential import DDIM, DDPM, Exponential
 from .field import Field
 from .first_hitting import FirstHitting
 from .jump_thinning import JumpThinning
+from .report import Report, UnfinishedError
 from .runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from .solver import Solver
 from .strang import Strang
@@ -26,9 +27,11 @@ __all__ = [
     "JumpThinning",
     "Midpoint",
     "Remasking",
+    "Report",
     "RungeKutta",
     "Solver",
     "Strang",
     "Thinning",
     "TwoEvent",
+    "UnfinishedError",
 ]

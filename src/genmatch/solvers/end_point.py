@@ -34,10 +34,11 @@ from ..paths import GaussianPath
 from ..random import Draws
 from ..schedules import Number
 from ..triplet import Triplet
-from .exponential import Exponential, Transition, apply_transition
+from .exponential import Exponential
 from .field import Field
 from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_finite
 from .solver import Solver, refuse_parts
+from .transition import Transition, apply_transition
 
 __all__ = ["EndPoint"]
 
@@ -101,7 +102,7 @@ class EndPoint(Solver):
         """The step to the data, which ends in their prediction where noise or rates would be left."""
         if parts & {"drift", "variance"} and not self.defined(field, 1.0):
             if not Exponential.why_not(field):
-                step = step._replace(last=Exponential(order=1).plan(field, times)[0])
+                step = step._replace(last=Exponential(order=1).single(field, times))
             elif "variance" in parts or not isinstance(field.operator.path, GaussianPath):
                 step = step._replace(ending=end_noise(field, times))
         jumps = "rates" in parts and isinstance(field.operator.path, GaussianPath)

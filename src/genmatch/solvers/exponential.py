@@ -24,12 +24,12 @@ References
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from numpy.polynomial import legendre
 from torch import Tensor
 
 from ..generators import Flow, Generator, Langevin, OperatorInstant
@@ -39,53 +39,38 @@ from ..schedules import Instant
 from .exposure import exposure, noise_terms, noisy_gain
 from .field import Field
 from .solver import Solver, refuse_negative
+from .transition import Transition, apply_transition, combine
 
-__all__ = ["DDIM", "DDPM", "Exponential", "Transition", "apply_transition"]
+__all__ = ["DDIM", "DDPM", "Exponential", "Opening", "Semilinear"]
 
 # Noise of more than this many times the memoryless one makes the data prediction of the step before a poor guide.
 CALM = 4.0
-# A network's error in the extrapolation counts at most this many times as in the step itself (in short steps, half).
-TRUST = 2.0
+# A network's error in the extrapolation counts at most this many times what it counts in a run of equal short steps.
+TRUST = 4.0
+SHORT = (0.0, 0.5, 21 / 12)  # that is, in units of its count in the step itself, by the changes taken (Adams-Bashforth)
 
 
-class Transition(NamedTuple):
-    r"""A step :math:`x_s = A x + B N + \text{std}\,z + \text{slope}\,(D - D_{\text{before}})`, N the network's output.
+class Opening(NamedTuple):
+    """A first step made twice: by order 1, then with the change of the extrapolated quantity over it."""
 
-    ``history`` are the coefficients of the quantity D that is extrapolated: the data prediction forwards, the noise
-    prediction backwards; ``None`` where it is not needed.
+    first: Transition
+    end: OperatorInstant
+    keep: tuple[float, float]  # the reading of that quantity at the end
+    gain: float
+
+
+class Semilinear(Solver):
+    """What the exponential solvers share: plans of transitions of one network.
+
+    Attributes
+    ----------
+    form
+        What is extrapolated from step to step: "data", "noise", or "" for the data forwards and the noise backwards,
+        each of which is finite at both ends of such a run.
     """
 
-    instant: OperatorInstant
-    a: float
-    b: float
-    std: float = 0.0
-    slope: float = 0.0
-    history: tuple[float, float] | None = None
-
-
-def apply_transition(field: Field, x: Tensor, c: Transition, draws: Draws, before: Any = None) -> tuple[Tensor, Any]:
-    """The step, and the quantity that the next one extrapolates."""
-    native = field.native(x, c.instant)
-    moved = _affine(c.a, x, c.b, native)
-    now = None if c.history is None else _affine(c.history[0], x, c.history[1], native)
-    if c.slope:
-        moved = torch.add(moved, now - before, alpha=c.slope)
-    if c.std:
-        moved = torch.add(moved, field.space.brownian(x, draws), alpha=c.std)
-    return moved, now
-
-
-def _affine(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
-    """``a x + b y`` in as few passes over the memory as there can be."""
-    if a == 0.0:
-        return y if b == 1.0 else b * y
-    return torch.add(x if a == 1.0 else a * x, y, alpha=b)
-
-
-class _Semilinear(Solver):
-    """What the exponential solvers share: plans of transitions of one network."""
-
     parts = frozenset({"drift", "variance"})
+    form: str = ""
 
     @staticmethod
     def why_not(field: Field) -> str:
@@ -115,8 +100,15 @@ class _Semilinear(Solver):
         r"""The factor of :math:`\sigma_s E_0` and the standard deviation of the noise, for vectors of steps t -> s."""
 
     @abstractmethod
-    def slopes(self, field: Field, times: Tensor, now: Instant) -> list[float]:
-        """What multiplies the change of the extrapolated quantity, for each step; 0 for order 1."""
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
+        """For each step what multiplies the last, the last but one, ... change of the extrapolated quantity."""
+
+    @abstractmethod
+    def opening(self, field: Field, now: Instant) -> float:
+        """What multiplies the change of the extrapolated quantity over the first step, if that is made twice; else 0.
+
+        A method of order 3 or more that began with a step of order 1 would be of order 2.
+        """
 
     def defined(self, field: Field, t: float) -> bool:
         """Whether data and noise can be read off the network at ``t``."""
@@ -124,7 +116,7 @@ class _Semilinear(Solver):
         (instant,) = field.at(torch.tensor([t], dtype=torch.float64))
         return field.models[0].reads(instant.models[0])
 
-    def plan(self, field: Field, times: Tensor) -> list[Transition]:
+    def plan(self, field: Field, times: Tensor) -> list[Transition | Opening]:
         """Two coefficients a step, and those of noise and history where there are any."""
         self._refuse(field)
         model = field.models[0]
@@ -134,27 +126,43 @@ class _Semilinear(Solver):
         values = torch.tensor([(n.t, n.alpha, n.sigma) for n in numbers], dtype=torch.float64)
         now = Instant(*values.unbind(1))
         factor, std = self.damping(field, _part(now, slice(None, -1)), _part(now, slice(1, None)))
-        slopes = self.slopes(field, times, now)
-        steep = any(slopes)
-        history = (1.0, 0.0) if bool(times[-1] > times[0]) else (0.0, 1.0)
-        plan = []
+        gains = self.gains(field, times, now)
+        reach = [len(row) for row in gains] + [0]
+        opening = self.opening(field, now)
+        form = self.form or ("data" if bool(times[-1] > times[0]) else "noise")
+        history = (1.0, 0.0) if form == "data" else (0.0, 1.0)
+        keeps: list[Any] = [model.coefficients(number, *history) if any(reach) else None for number in numbers]
+        plan: list[Transition | Opening] = []
         for i, (damp, noise) in enumerate(zip(factor.tolist(), std.tolist(), strict=True)):
-            start, end = instants[i].models[0], instants[i + 1].models[0]
-            a, b = model.coefficients(start, end.alpha, end.sigma * damp)
-            past = model.coefficients(start, *history) if steep else None
-            slope = slopes[i]
-            if slope:
-                slope = _trusted(slope, plan[-1].history[1], past[1], b)  # type: ignore[index]
-            plan.append(Transition(instants[i], a, b, noise, slope, past))
+            a, b = model.coefficients(numbers[i], numbers[i + 1].alpha, numbers[i + 1].sigma * damp)
+            row = _trusted(gains[i], keeps[: i + 1], b)
+            if row:
+                a, b = a + row[0] * keeps[i][0], b + row[0] * keeps[i][1]
+            keep = keeps[i] if reach[i + 1] else None
+            plan.append(Transition(instants[i], a, b, noise, _past(row), keep, reach[i + 1]))
+        if opening:
+            first: Any = plan[0]
+            (gain,) = _trusted((opening,), (keeps[0], keeps[1]), first.b)
+            plan[0] = Opening(first, instants[1], keeps[1], gain)
         return plan
 
-    def evaluations(self, plan: Sequence[Transition]) -> int:
-        """One a step."""
-        return len(plan)
+    def single(self, field: Field, times: Tensor) -> Transition:
+        """The step between two times, alone."""
+        (step,) = self.plan(field, times)
+        return step  # type: ignore[return-value]  # there is no opening in a run of one step
 
-    def step(self, field: Field, x: Tensor, c: Transition, draws: Draws, carry: Any) -> tuple[Tensor, Any]:
+    def evaluations(self, plan: Sequence[Transition | Opening]) -> int:
+        """One a step, and one for an opening."""
+        return len(plan) + sum(isinstance(c, Opening) for c in plan)
+
+    def step(self, field: Field, x: Tensor, c: Transition | Opening, draws: Draws, carry: Any) -> tuple[Tensor, Any]:
         """One step; see :class:`Transition`."""
-        return apply_transition(field, x, c, draws, carry)
+        if not isinstance(c, Opening):
+            return apply_transition(field, x, c, draws, carry)
+        moved, kept = apply_transition(field, x, c.first, draws, carry)
+        again = field.native(moved, c.end)
+        terms = [(1.0, moved), (c.gain * c.keep[0], moved), (c.gain * c.keep[1], again), (-c.gain, kept[0])]
+        return combine(terms), kept
 
     def _refuse(self, field: Field) -> None:
         why = self.why_not(field)
@@ -167,21 +175,22 @@ class _Semilinear(Solver):
             )
 
 
-class Exponential(_Semilinear):
-    r"""The exponential solver of order 1 or 2, for flows and diffusions; the default on Gaussian paths.
+class Exponential(Semilinear):
+    r"""The exponential solver of order 1 to 3, for flows and diffusions; the default on Gaussian paths, with order 2.
 
     One evaluation a step. Order 1 without noise is DDIM, which on CondOT is Euler; with memoryless noise it is the DDPM
-    posterior. Order 2 is a multistep method (weak order 2 with noise) that starts with one step of order 1.
+    posterior. Order 2 is a multistep method (weak order 2 with noise) that starts with one step of order 1. Order 3
+    starts with a step of order 2, which costs one evaluation more; where there is noise it is order 2.
 
     Parameters
     ----------
     order
-        1 or 2.
+        1, 2 or 3.
     """
 
     def __init__(self, order: int = 2) -> None:
-        if order not in (1, 2):
-            raise ValueError(f"order must be 1 or 2, got {order}")
+        if order not in (1, 2, 3):
+            raise ValueError(f"order must be 1, 2 or 3, got {order}")
         self.order = order
 
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
@@ -189,38 +198,45 @@ class Exponential(_Semilinear):
         total = exposure(field, t, s)
         return torch.exp(-total), s.sigma * torch.sqrt(-torch.expm1(-2 * total))
 
-    def slopes(self, field: Field, times: Tensor, now: Instant) -> list[float]:
+    def opening(self, field: Field, now: Instant) -> float:
+        r"""Order 3 begins with a step of order 2, to s by order 1 and there again: K is its change over the step."""
+        if self.order < 3 or len(now.t) < 3 or noise_terms(field):
+            return 0.0
+        arc = _Arc.of(now)
+        return (arc.norm * arc.constant / arc.change)[0].item()
+
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
         r"""With :math:`D = D_t + K(\sin\theta - \sin\theta_t)` over a step, x_s gains K times
 
         .. math:: \sqrt{\alpha_s^2+\sigma_s^2}\,\sin\theta_s\Bigl[\sin\theta_s - \sin\theta_t
                   - \int_t^s \frac{\tan\theta}{\tan\theta_s} e^{-G(\cdot,s)}\,d\sin\theta\Bigr],
 
         which is :math:`\sqrt{\alpha_s^2+\sigma_s^2}\,(1 - \cos(\theta_s-\theta_t))` without noise. K comes from the
-        step before, where the noise does not swamp it. Backwards E_0 takes the place of D and :math:`\cos` that of
-        :math:`\sin`.
+        step before, where the noise does not swamp it. Order 3 takes :math:`K = K_0 + K_1(\theta-\theta_t)` from the
+        two steps before, and gains :math:`\sqrt{\alpha_s^2+\sigma_s^2}\,[K_0(1-\cos\tau) + K_1(\tau-\sin\tau)]` over an
+        angle :math:`\tau`. Backwards E_0 takes the place of D and :math:`\pi/2-\theta` that of :math:`\theta`.
         """
         steps = len(times) - 1
         if self.order == 1 or steps == 1:
-            return [0.0] * steps
-        t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
-        # Differences of sines and cosines by products, as near both ends the sines themselves are equal to rounding.
-        turn = torch.atan2(s.alpha * t.sigma - t.alpha * s.sigma, s.alpha * t.alpha + s.sigma * t.sigma)
-        theta, rest = torch.atan2(now.alpha, now.sigma), torch.atan2(now.sigma, now.alpha)
-        between = (rest[:-1] + rest[1:]) / 2 if bool(times[-1] > times[0]) else -(theta[:-1] + theta[1:]) / 2
-        change = 2 * torch.sin(turn / 2) * torch.sin(between)
-        norm = torch.hypot(s.alpha, s.sigma)
-        if noise_terms(field):
+            return [()] * steps
+        arc, noisy = _Arc.of(now), bool(noise_terms(field))
+        if noisy:
+            t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
             part, noise = noisy_gain(field, t, s)
             calm = noise <= CALM * (t.sigma * s.alpha / (t.alpha * s.sigma)).log()
         else:
-            part, calm = 2 * torch.sin(turn / 2) ** 2, torch.ones_like(turn, dtype=torch.bool)
-        return [0.0, *torch.where(calm[:-1], (norm * part)[1:] / change[:-1], 0.0).tolist()]
+            part, calm = arc.constant, torch.ones_like(arc.turn, dtype=torch.bool)
+        second = torch.where(calm[:-1], (arc.norm * part)[1:] / arc.change[:-1], 0.0)
+        rows: list[tuple[float, ...]] = [(), *((gain,) for gain in second.tolist())]
+        if self.order == 3 and not noisy:
+            rows[2:] = zip(*arc.third(), strict=True)
+        return rows
 
     def __repr__(self) -> str:
         return f"Exponential(order={self.order})"
 
 
-class DDIM(_Semilinear):
+class DDIM(Semilinear):
     r"""Denoising diffusion implicit models (arXiv 2010.02502, eq. 12) on any Gaussian path.
 
     .. math:: x_s = \alpha_s X_1 + \sqrt{\sigma_s^2 - S^2}\,E_0 + S z, \qquad
@@ -246,14 +262,17 @@ class DDIM(_Semilinear):
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
         return _ancestral(self, field, t, s, self.eta)
 
-    def slopes(self, field: Field, times: Tensor, now: Instant) -> list[float]:
-        return [0.0] * (len(times) - 1)
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
+        return [()] * (len(times) - 1)
+
+    def opening(self, field: Field, now: Instant) -> float:
+        return 0.0
 
     def __repr__(self) -> str:
         return f"DDIM(eta={self.eta:g})"
 
 
-class DDPM(_Semilinear):
+class DDPM(Semilinear):
     r"""Ancestral sampling: a draw from the posterior :math:`q(x_s\,|\,x_t, x_1 = X_1)` (arXiv 2006.11239, eq. 6).
 
     It adds noise of its own, so it takes a flow (drift alone). On the memoryless diffusion ``Exponential(order=1)`` is
@@ -266,11 +285,55 @@ class DDPM(_Semilinear):
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:
         return _ancestral(self, field, t, s, 1.0)
 
-    def slopes(self, field: Field, times: Tensor, now: Instant) -> list[float]:
-        return [0.0] * (len(times) - 1)
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
+        return [()] * (len(times) - 1)
+
+    def opening(self, field: Field, now: Instant) -> float:
+        return 0.0
 
     def __repr__(self) -> str:
         return "DDPM()"
+
+
+class _Arc(NamedTuple):
+    r"""Steps in the angle that the run turns through, :math:`\omega = \theta` forwards, :math:`\pi/2 - \theta` back."""
+
+    turn: Tensor  # of each step, positive
+    change: Tensor  # of sin(omega)
+    lag: Tensor  # integral over the step of (omega - omega at its end) d sin(omega)
+    norm: Tensor  # of (alpha, sigma) at the end of each step
+
+    @classmethod
+    def of(cls, now: Instant) -> _Arc:
+        t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
+        forwards = bool(now.t[-1] > now.t[0])
+        # Differences of sines by products, as near both ends the sines themselves are equal to rounding.
+        turn = torch.atan2(s.alpha * t.sigma - t.alpha * s.sigma, s.alpha * t.alpha + s.sigma * t.sigma).abs()
+        left = torch.atan2(now.sigma, now.alpha) if forwards else torch.atan2(now.alpha, now.sigma)  # pi/2 - omega
+        change = 2 * torch.sin(turn / 2) * torch.sin((left[:-1] + left[1:]) / 2)
+        places, weights = (torch.from_numpy(values) for values in legendre.leggauss(8))
+        back = turn[:, None] * (1 - places) / 2
+        lag = -(back * torch.sin(left[1:, None] + back) * weights).sum(1) * turn / 2
+        return cls(turn, change, lag, torch.hypot(s.alpha, s.sigma))
+
+    @property
+    def constant(self) -> Tensor:
+        """Gain of K = 1."""
+        return 2 * torch.sin(self.turn / 2) ** 2
+
+    @property
+    def linear(self) -> Tensor:
+        """Gain of K = omega - omega at the start."""
+        small = self.turn**3 / 6 * (1 - self.turn**2 / 20 * (1 - self.turn**2 / 42))
+        return torch.where(self.turn < 0.1, small, self.turn - torch.sin(self.turn))
+
+    def third(self) -> tuple[list[float], list[float]]:
+        """What multiplies the last change of D, and the one before, in the steps from the third on."""
+        a, b = self.change[1:-1], self.lag[1:-1]  # the last change is a K_0 + b K_1
+        c, d = self.change[:-2], self.lag[:-2] - self.turn[1:-1] * self.change[:-2]  # the one before
+        scale = self.norm[2:] / (a * d - b * c)
+        constant, linear = self.constant[2:], self.linear[2:]
+        return (scale * (constant * d - linear * c)).tolist(), (scale * (linear * a - constant * b)).tolist()
 
 
 def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float) -> tuple[Tensor, Tensor]:
@@ -312,13 +375,23 @@ def _part(instant: Instant, where: slice) -> Instant:
     return Instant(instant.t[where], instant.alpha[where], instant.sigma[where])
 
 
-def _trusted(slope: float, before: float, now: float, b: float) -> float:
-    """The slope, less where the network's errors before the step would count for much more than those in it.
+def _past(row: Sequence[float]) -> tuple[float, ...]:
+    """The weights of the kept quantities before this step's own in a sum of their changes times the gains."""
+    return tuple(after - before for before, after in zip(row, [*row, 0.0][1:], strict=True))
 
-    ``before`` and ``now`` are what an error of the output makes in the extrapolated quantity, b what it makes in the
-    step. A noise network near pure noise knows little of the data; a step that builds on that would undo what it knows
-    by now. In short steps the errors count half as much as in the step itself, and the slope is left alone.
+
+def _trusted(row: Sequence[float], keeps: Sequence[tuple[float, float]], b: float) -> tuple[float, ...]:
+    """The gains, less where the network's errors before the step would count for much more than those in it.
+
+    ``keeps`` are the readings of the extrapolated quantity up to this step: their second numbers are what an error of
+    the output makes in it; b is what it makes in the step. A noise network near pure noise knows little of the data; a
+    step that builds on that would undo what it knows by now. In short steps the gains are left alone.
     """
-    if abs(before) <= abs(now) or abs(slope * before) <= TRUST * abs(b):
-        return slope
-    return math.copysign(TRUST * abs(b / before), slope)
+    if not row:
+        return ()
+    now, before = abs(keeps[-1][1]), [abs(keep[1]) for keep in keeps[-2 : -2 - len(row) : -1]]
+    influence = sum(abs(weight) * error for weight, error in zip(_past(row), before, strict=True))
+    most = TRUST * SHORT[len(row)] * abs(b)
+    if max(before) <= now or influence <= most:
+        return tuple(row)
+    return tuple(gain * most / influence for gain in row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import Tensor
 from ..generators import Operator, OperatorInstant
 from ..generators.multiplicative import NotFiniteError
 from ..predict.predictor import Condition
-from ..schedules import Schedule
-from ..spaces import Manifold, Space
+from ..schedules import Schedule, along_batch
+from ..spaces import Euclidean, Manifold, Space
 from ..spaces.states import State
 from ..triplet import Triplet, Triplets
 
-__all__ = ["Field", "hold"]
+__all__ = ["Field", "Lift", "hold"]
+
+# Given the operator's triplet as a function of (x, instant), the triplet of a larger state that holds x.
+Lift = Callable[[Callable[[Tensor, OperatorInstant], Any], Tensor, OperatorInstant], Triplet]
 
 
 class Field:
@@ -36,9 +39,13 @@ class Field:
         Bool ``(B, *S)``: token positions that do not move.
     speed
         What the operator's speed must be: 1, or -1 for a generator that is run back, from data to noise.
+    lift
+        For states that carry more than the operator moves (a log-density beside x, say), as one tensor ``(B, n)``: it
+        is called as ``lift(triplet, state, instant)`` with ``triplet`` the operator's own, and returns that of the
+        larger state. ``like`` stays a state of the operator.
     """
 
-    __slots__ = ("_known", "condition", "fixed", "like", "models", "operator", "space", "speed")
+    __slots__ = ("_known", "condition", "fixed", "lift", "like", "models", "operator", "space", "speed")
 
     def __init__(
         self,
@@ -48,10 +55,11 @@ class Field:
         fixed: State | None = None,
         *,
         speed: float = 1.0,
+        lift: Lift | None = None,
     ) -> None:
-        self.speed = speed
+        self.speed, self.lift = speed, lift
         self.operator, self.like, self.condition, self.fixed = operator, like, condition, fixed
-        self.space: Space = operator.path.space
+        self.space: Space = operator.path.space if lift is None else Euclidean()
         self.models: tuple[Any, ...] = tuple(operator.models)
         self._known: dict[tuple[float, float | None], OperatorInstant] = {}
 
@@ -69,8 +77,19 @@ class Field:
             self._known.update(zip([keys[i] for i in missing], found, strict=True))
         return [self._known[key] for key in keys]
 
+    def among(self, t: Tensor) -> OperatorInstant:
+        """The operator's numbers at a time for each sample, float64 ``(B,)``, to broadcast against their states."""
+        like = self.like
+        models = tuple(model.at(t).broadcast(like) for model in self.models)
+        time = t if isinstance(like, Mapping) else along_batch(t, like)
+        return OperatorInstant(time, models, self.operator.weights_at(time))
+
     def __call__(self, x: State, instant: OperatorInstant) -> Any:
-        """The triplet at ``x``: each network runs once."""
+        """The triplet at ``x``: each network runs once, unless a lift asks for more."""
+        return self.triplet(x, instant) if self.lift is None else self.lift(self.triplet, x, instant)
+
+    def triplet(self, x: State, instant: OperatorInstant) -> Any:
+        """The operator's own triplet at ``x``."""
         operator = self.operator
         triplet = operator.read(x, instant, operator.predict(x, instant, self.condition))
         if self.fixed is None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..generators import Operator, OperatorInstant
 from ..spaces.states import State
 from ..triplet import Triplet
-from .exponential import Exponential, Transition, apply_transition
+from .exponential import Exponential
 from .field import Field, hold
+from .transition import Transition, apply_transition
 
 __all__ = [
     "DataEnding",
@@ -101,7 +102,7 @@ class FlowEnding(NamedTuple):
     def step(self, field: Field, x: Tensor) -> Tensor:
         """The state at the end, from one evaluation."""
         alone = Field(self.flow, field.like, field.condition)
-        return apply_transition(alone, x, self.transition, None)[0]  # type: ignore[arg-type]  # a flow draws nothing
+        return apply_transition(alone, x, self.transition, None)[0]  # a flow draws nothing
 
 
 def end_noise(field: Field, times: Tensor) -> FlowEnding | DataEnding | None:
@@ -117,5 +118,5 @@ def end_by_flow(field: Field, times: Tensor) -> FlowEnding | None:
     for _, generator in field.operator.terms:
         alone = Field(generator, field.like, field.condition)
         if generator.speed == 1.0 and generator.semilinear and not Exponential.why_not(alone):
-            return FlowEnding(generator, Exponential(order=1).plan(alone, times)[0])
+            return FlowEnding(generator, Exponential(order=1).single(alone, times))
     return None

@@ -22,10 +22,11 @@ from ..paths import GaussianPath
 from ..random import Draws
 from ..spaces.states import State
 from ..triplet import Triplet, Triplets
-from .exponential import Exponential, Transition, apply_transition
+from .exponential import Exponential
 from .field import Field
 from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_finite
 from .solver import Solver, refuse_negative, refuse_parts
+from .transition import Transition, apply_transition
 
 __all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
 
@@ -119,7 +120,7 @@ class RungeKutta(Solver):
             last = field.at(times[-2:-1], times[-1:])
             field.settle(step.instants[0], last)
             return Step(step.h, tuple(last))  # one Euler step: it looks at the start alone
-        return Step(step.h, step.instants[:1], Exponential(order=1).plan(field, times[-2:])[0])
+        return Step(step.h, step.instants[:1], Exponential(order=1).single(field, times[-2:]))
 
     def evaluations(self, plan: Sequence[Step]) -> int:
         """One for each stage."""

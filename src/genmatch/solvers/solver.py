@@ -30,10 +30,14 @@ class Solver(ABC):
         The parts of a triplet that it can move.
     order
         Its order of convergence (weak, where there is noise).
+    default_steps
+        How many equal steps ``gm.sample`` takes where none are asked for. An adaptive solver, which chooses its own
+        between the times it is given, needs one.
     """
 
     parts: frozenset[str]
     order: int
+    default_steps: int = 50
 
     @abstractmethod
     def defined(self, field: Field, t: float) -> bool:

@@ -20,10 +20,11 @@ from ..schedules import Number
 from ..triplet import Triplet, second_order
 from .states import State
 
-__all__ = ["Euclidean", "Space", "Tokens"]
+__all__ = ["AREA", "BROWNIAN", "Euclidean", "Space", "Tokens"]
 
 # Stream of a step's draws, beside those of genmatch.rates; a solver that needs more takes numbers from 16 on.
 BROWNIAN = 1
+AREA = 4  # the space-time area of the same Brownian motion, for solvers that use it
 
 
 class Space(ABC):
