@@ -22,6 +22,13 @@ SCHEDULES = [gm.schedules.CondOT(), gm.schedules.Cosine(), gm.schedules.VP(), gm
 STEPS = (20, 40, 80, 160)
 SLACK = 0.2  # the slope over finite numbers of steps is short of the order by so much
 
+
+def steps_of(solver: Solver) -> tuple[int, ...]:
+    """Multistep methods of order 3 settle to their slope at twice as many steps."""
+    return tuple(2 * n for n in STEPS) if solver.order >= 3 and isinstance(solver, Exponential) else STEPS
+
+
+
 # Which instances of each class are measured, and where. A new solver belongs here or among the stochastic ones.
 DETERMINISTIC: dict[type[Solver], list[Solver]] = {
     Euler: [Euler()],
@@ -71,8 +78,9 @@ def measure(solver: Solver, kind: str, schedule: gm.Schedule, grid, start: float
     flow = gm.Flow(line.predictor(schedule, kind))
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None] * line.spread(schedule, start) ** 0.5
     truth = line.flow_map(schedule, x, start, stop)
-    errors = [(line.walk(flow, solver, start + (stop - start) * grid(n), x) - truth).abs().max().item() for n in STEPS]
-    return line.order(STEPS[1:], errors[1:])
+    steps = steps_of(solver)
+    errors = [(line.walk(flow, solver, start + (stop - start) * grid(n), x) - truth).abs().max().item() for n in steps]
+    return line.order(steps[1:], errors[1:])
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -95,11 +103,13 @@ def test_order_of_the_whole_run_of_a_denoiser(solver: Solver, schedule: gm.Sched
     """The velocity of a data network is 0/0 at the data, so the last step of a Runge-Kutta method is DDIM's.
 
     That step has a local error of h^2 once: order 2 is kept and order 4 is not. On VP sigma goes as sqrt(1 - t), so the
-    last step turns by sqrt(h) in angle and its error goes as h^1.5. The exponential solver keeps its order everywhere;
-    on EDM the noise does not reach 0 and nothing is lost.
+    last step turns by sqrt(h) in angle and its error goes as h^1.5. The exponential solver keeps orders 1 and 2
+    everywhere, and order 3 but for half an order on VP; on EDM the noise does not reach 0 and nothing is lost.
     """
     at_most = {"CondOT": 2.0, "Cosine": 2.0, "VP": 1.5, "EDM": 4.0}[type(schedule).__name__]
-    claim = min(solver.order, at_most) if isinstance(solver, RungeKutta) else solver.order
+    if isinstance(solver, Exponential):
+        at_most = 2.5 if isinstance(schedule, gm.schedules.VP) else 4.0
+    claim = min(solver.order, at_most) if isinstance(solver, (RungeKutta, Exponential)) else solver.order
     measured = measure(solver, "data", schedule, uniform, 0.0, 1.0)
     assert measured > claim - SLACK
     if claim < solver.order:
@@ -130,12 +140,12 @@ def test_there_and_back_is_the_identity_up_to_the_order(solver: Solver) -> None:
     flow = gm.Flow(line.predictor(gm.schedules.Cosine(), "velocity"))
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     errors = []
-    for n in STEPS:
+    for n in steps_of(solver):
         there = gm.sample(flow, x, steps=n, solver=solver)
         back = gm.sample(flow, there, steps=n, solver=solver, start=1.0, stop=0.0)
         errors.append((back - x).abs().max().item())
     assert line.order(STEPS[1:], errors[1:]) > solver.order - SLACK
-    assert errors[-1] < {1: 0.1, 2: 2e-3, 4: 1e-7}[solver.order]
+    assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 1e-7}[solver.order]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
