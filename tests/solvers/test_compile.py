@@ -107,15 +107,10 @@ def test_a_step_compiles_as_one_graph_and_a_loop_over_the_plan_recompiles_little
     assert 1 <= graphs <= 4
 
 
-BRANCHES = pytest.mark.xfail(
-    reason="on Cosine the state's weight in a velocity read off v is 0 up to rounding, and `weighted` branches on it"
-)
-
-
 @pytest.mark.parametrize(
     ("kind", "solver"),
     [
-        pytest.param(kind, solver, marks=BRANCHES if (kind, repr(solver)) == ("V", "Heun()") else ())
+        (kind, solver)
         for kind in KINDS
         for solver in (Heun(), Exponential(2))
     ],

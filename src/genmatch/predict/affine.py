@@ -130,8 +130,11 @@ class Prediction:
 
 
 def weighted(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
-    """``a x + b y``, skipping products with host numbers 0 and 1."""
-    if isinstance(a, float):
+    """``a x + b y``, skipping products with host numbers 0 and 1.
+
+    A compiled step does not: it would be compiled anew where a number is 0 at one time and 1e-17 at another.
+    """
+    if isinstance(a, float) and not torch.compiler.is_compiling():
         if a == 0.0:
             return y if isinstance(b, float) and b == 1.0 else b * y
         if a == 1.0:

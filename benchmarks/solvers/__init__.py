@@ -1,0 +1,1 @@
+"""Error against evaluations, for every solver of drift."""
