@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genmatch.nn import MLP, Conditioning, Sinusoidal, Transformer, UNet
 from genmatch.nn.blocks import PixelAttention, ResidualBlock, Stage
-from genmatch.nn.transformer import Block
+from genmatch.nn.modulated import ModulatedBlock
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -158,4 +158,4 @@ def test_new_transformer_blocks_are_the_identity():
     assert seen == [True] * 3
     gates = torch.ones(2, 1, 8)
     h = torch.randn(2, 4, 8)
-    assert not torch.equal(Block(8, 2)(h, *[gates] * 6), h)  # the gates do it, not dead weights
+    assert not torch.equal(ModulatedBlock(8, 2)(h, *[gates] * 6), h)  # the gates do it, not dead weights

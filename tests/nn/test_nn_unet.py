@@ -140,7 +140,7 @@ def test_dropout_is_for_training():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 1, 6, 8), "multiples of 4, as 3 levels halve them 2 times; got 6 x 8: pad the images"),
+        ((2, 1, 6, 8), "multiples of 4, as 3 levels halve them 2 times; got 6 x 8: pad the states"),
         ((2, 1, 8, 7), "got 8 x 7"),
         ((2, 1, 0, 8), "got 0 x 8"),
         ((2, 3, 8, 8), r"x must be \(B, 1, H, W\), got \(2, 3, 8, 8\)"),

@@ -1,10 +1,11 @@
 """Networks to train, called as ``network(x, t, **condition)``, and what they are built of.
 
 ======================================  ===============================================================================
-networks                                :class:`MLP` for vectors, :class:`UNet` for images, :class:`Transformer` for
-                                        tokens
+networks                                :class:`MLP` for vectors, :class:`UNet` and :class:`DiT` for signals, images and
+                                        volumes, :class:`Transformer` for tokens
 embeddings of time                      :class:`Sinusoidal`, :class:`Fourier`
-parts to build one's own network with   :class:`Conditioning`, :class:`Labels`, :class:`SelfAttention`
+parts to build one's own network with   :class:`Conditioning`, :class:`Labels`, :class:`Context`,
+                                        :class:`SelfAttention`, :class:`CrossAttention`
 averaged weights                        :class:`EMA`
 ======================================  ===============================================================================
 
@@ -13,12 +14,26 @@ Any ``torch.nn.Module`` with this call will do; nothing else in the library asks
 
 from __future__ import annotations
 
-from .attention import SelfAttention
-from .conditioning import Conditioning, Labels
+from .attention import CrossAttention, SelfAttention
+from .conditioning import Conditioning, Context, Labels
+from .dit import DiT
 from .ema import EMA
 from .embeddings import Fourier, Sinusoidal
 from .mlp import MLP
 from .transformer import Transformer
 from .unet import UNet
 
-__all__ = ["EMA", "MLP", "Conditioning", "Fourier", "Labels", "SelfAttention", "Sinusoidal", "Transformer", "UNet"]
+__all__ = [
+    "EMA",
+    "MLP",
+    "Conditioning",
+    "Context",
+    "CrossAttention",
+    "DiT",
+    "Fourier",
+    "Labels",
+    "SelfAttention",
+    "Sinusoidal",
+    "Transformer",
+    "UNet",
+]

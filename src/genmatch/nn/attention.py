@@ -1,17 +1,23 @@
-"""Self-attention that forward-mode differentiation passes through."""
+"""Attention that forward-mode differentiation passes through: among a state's tokens, and from them to a context."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["SelfAttention", "attend"]
+__all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "rotary"]
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Attention, :math:`\mathrm{softmax}(q k^T / \sqrt d) v`, over ``(B, heads, L, d)``.
+
+    ``mask`` is bool, ``(B, 1, 1, M)``: which of the M keys count. At least one must, for every query.
 
     Notes
     -----
@@ -26,8 +32,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if any(forward_ad.unpack_dual(each).tangent is not None for each in (query, key, value)):
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, float("-inf"))
         return torch.softmax(weights, dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 class SelfAttention(nn.Module):
@@ -43,15 +51,103 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads must divide the width: got heads={heads} and width {width}")
+        _check_heads(width, heads)
         self.heads = heads
         self.input = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens."""
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Mix the tokens; with a `rotation` (see :func:`rotary`) by their relative positions."""
         batch, length, width = x.shape
         parts = self.input(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        if rotation is not None:
+            query, key = _rotate(query, rotation), _rotate(key, rotation)
         return self.output(attend(query, key, value).transpose(1, 2).reshape(batch, length, width))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens ``(B, L, width)`` to a context ``(B, M, context)``.
+
+    A learned null vector stands in front of the context and always counts: without a context, or with one that is
+    masked out whole, the tokens see it alone. The output layer starts at zero.
+
+    Parameters
+    ----------
+    width, heads
+        As in :class:`SelfAttention`.
+    context
+        Size of a vector of the context.
+    """
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        _check_heads(width, heads)
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.context = nn.Linear(context, 2 * width)
+        self.null = nn.Parameter(torch.zeros(2 * width))
+        self.output = nn.Linear(width, width)
+        nn.init.normal_(self.null, std=0.02)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """What the tokens ``(B, L, width)`` read; ``mask`` bool ``(B, M)``, the vectors that count."""
+        batch, length, width = x.shape
+        pairs = self.null.expand(batch, 1, -1)
+        if context is not None:
+            pairs = torch.cat((pairs, self.context(context)), dim=1)
+        allowed = None
+        if mask is not None:
+            allowed = F.pad(mask, (1, 0), value=True)[:, None, None]
+        parts = pairs.view(batch, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query = self.query(x).view(batch, length, self.heads, -1).transpose(1, 2)
+        key, value = parts.unbind(0)
+        return self.output(attend(query, key, value, allowed).transpose(1, 2).reshape(batch, length, width))
+
+
+def rotary(grid: Sequence[int], dim: int, *, period: float = 100.0, device: torch.device | None = None) -> Rotation:
+    r"""Cosines and sines that rotate queries and keys by the positions of their tokens on an N-dimensional grid.
+
+    The ``dim`` coordinates of a head are dealt out evenly to the N axes; the pairs of an axis turn by position times
+    :math:`P^{-i/n}`, i = 0 .. n - 1. A product of two rotated vectors depends on the difference of their positions
+    alone. Coordinates left over by the division stay as they are.
+
+    Parameters
+    ----------
+    grid
+        Tokens along each axis; the tokens are in row-major order.
+    dim
+        Size of a head, even.
+    period
+        P, which sets the slowest frequency.
+
+    Returns
+    -------
+    Two tensors ``(L, dim)``, float32.
+
+    References
+    ----------
+    .. [1] J. Su et al., "RoFormer", arXiv 2104.09864, Section 3.2.2.
+    .. [2] B. Heo et al., "Rotary position embedding for vision transformer", arXiv 2403.13298, Section 3.2 (axial).
+    """
+    pairs = dim // (2 * len(grid))
+    frequencies = period ** -(torch.arange(pairs, device=device, dtype=torch.float32) / max(pairs, 1))
+    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))
+    angles = (places[:, :, None] * frequencies).flatten(1)
+    angles = F.pad(angles, (0, dim // 2 - angles.shape[1]))
+    return torch.cat((angles.cos(),) * 2, -1), torch.cat((angles.sin(),) * 2, -1)
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (i, i + d/2) of the last axis, in float32 and back."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cosine + torch.cat((-second, first), dim=-1) * sine).to(x.dtype)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads must divide the width: got heads={heads} and width {width}")

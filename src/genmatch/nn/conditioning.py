@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conditioning", "Labels", "look_up"]
+__all__ = ["Conditioning", "Context", "Labels", "look_up", "read_context"]
 
 
 class Labels(nn.Module):
@@ -111,3 +111,62 @@ def look_up(table: nn.Embedding, ids: Tensor, allowed: str) -> Tensor:
     except IndexError as error:  # the lookup has checked the range already: reading it again costs only who erred
         low, high = ids.aminmax()
         raise ValueError(f"expected {allowed}; got ids from {int(low)} to {int(high)}") from error
+
+
+class Context(nn.Module):
+    """A sequence of vectors that a network may read: its checks, and training without it.
+
+    Parameters
+    ----------
+    dim
+        Size of its vectors.
+    dropout
+        Probability, in ``[0, 1]``, with which a sample's context is masked out whole in training mode, for
+        classifier-free guidance. Drawn as in :class:`Labels`.
+
+    Raises
+    ------
+    ValueError
+        On a call, for a context that is not ``(B, M, dim)``, or a mask that is not bool ``(B, M)``.
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"the vectors of a context have a positive size, got context={dim}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"the dropout of a context is a probability in [0, 1], got {dropout}")
+        self.dim, self.dropout = dim, float(dropout)
+
+    def forward(self, context: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:
+        """The context, and which of its vectors count; None for all."""
+        if context is None:
+            if mask is not None:
+                raise ValueError("a context_mask needs a context")
+            return None, None
+        if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != self.dim:
+            raise ValueError(f"context must be ({batch}, M, {self.dim}), got {tuple(context.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != context.shape[:2]):
+            raise ValueError(
+                f"context_mask must be bool of shape {tuple(context.shape[:2])}, true where a vector counts, got "
+                f"{mask.dtype} {tuple(mask.shape)}"
+            )
+        if self.training and self.dropout > 0:
+            kept = torch.rand(batch, 1, device=context.device) >= self.dropout
+            mask = kept.expand(context.shape[:2]) if mask is None else mask & kept
+        return context, mask
+
+    def extra_repr(self) -> str:
+        """Say what it was made with."""
+        return f"{self.dim}, dropout={self.dropout:g}"
+
+
+def read_context(
+    module: Context | None, context: Tensor | None, mask: Tensor | None, batch: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The context and its mask, by the network's module for it; raises if the network knows none."""
+    if module is not None:
+        return module(context, mask, batch)
+    if context is not None or mask is not None:
+        raise ValueError("this network reads no context: build it with context=..., or leave context out")
+    return None, None

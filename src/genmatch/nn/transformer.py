@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import SelfAttention
 from .conditioning import Conditioning, look_up
 from .embeddings import Sinusoidal
+from .modulated import MODULATIONS, ModulatedBlock, modulate
 
 __all__ = ["Transformer"]
-
-_MODULATIONS = 6  # a shift, a scale and a gate for each of the two halves of a block
 
 
 class Transformer(nn.Module):
@@ -104,9 +101,9 @@ class Transformer(nn.Module):
         self.positions = nn.Parameter(torch.empty(length, width))
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(ModulatedBlock(width, heads) for _ in range(depth))
         # One product makes the modulations of all blocks, and a shift and a scale in front of the output.
-        self.modulations = nn.Linear(width, (_MODULATIONS * depth + 2) * width)
+        self.modulations = nn.Linear(width, (MODULATIONS * depth + 2) * width)
         self.output = nn.Linear(width, vocabulary)
         for layer in (self.modulations, self.output):
             nn.init.zeros_(layer.weight)
@@ -117,29 +114,8 @@ class Transformer(nn.Module):
         if x.ndim != 2 or not 0 < x.shape[1] <= self.length:
             raise ValueError(f"x must be (B, L) with L from 1 to {self.length}, got {tuple(x.shape)}")
         condition = self.conditioning(t, label, x.shape[0])
-        modulations = self.modulations(condition)[:, None].chunk(_MODULATIONS * len(self.blocks) + 2, dim=-1)
+        modulations = self.modulations(condition)[:, None].chunk(MODULATIONS * len(self.blocks) + 2, dim=-1)
         h = look_up(self.tokens, x, f"input ids 0 .. {self.inputs - 1}") + self.positions[: x.shape[1]]
         for i, block in enumerate(self.blocks):
-            h = block(h, *modulations[_MODULATIONS * i : _MODULATIONS * (i + 1)])
-        return self.output(_modulate(h, *modulations[-2:]))
-
-
-class Block(nn.Module):
-    """Attention among the tokens, then a feed-forward layer, each modulated, gated and added."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention = SelfAttention(width, heads)
-        self.feedforward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
-
-    def forward(
-        self, h: Tensor, shift1: Tensor, scale1: Tensor, gate1: Tensor, shift2: Tensor, scale2: Tensor, gate2: Tensor
-    ) -> Tensor:
-        h = torch.addcmul(h, gate1, self.attention(_modulate(h, shift1, scale1)))
-        return torch.addcmul(h, gate2, self.feedforward(_modulate(h, shift2, scale2)))
-
-
-def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), 1 + scale)
+            h = block(h, *modulations[MODULATIONS * i : MODULATIONS * (i + 1)])
+        return self.output(modulate(h, *modulations[-2:]))

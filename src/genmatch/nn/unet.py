@@ -1,4 +1,4 @@
-"""A U-Net for images of any size that halves often enough."""
+"""A U-Net for signals, images and volumes of any size that halves often enough."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .blocks import Stage, zero
-from .conditioning import Conditioning
+from .blocks import CONVOLUTIONS, Stage, zero
+from .conditioning import Conditioning, Context, read_context
 from .embeddings import Sinusoidal
 
 __all__ = ["UNet"]
 
+POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}  # by the number of axes
+
 
 class UNet(nn.Module):
-    """U-Net of residual blocks that a time, and perhaps a class, modulates: ``(B, C, H, W) -> (B, out, H, W)``.
+    """U-Net of residual blocks that a time, and perhaps a class, modulates: ``(B, C, *size) -> (B, out, *size)``.
 
+    Images ``(B, C, H, W)`` by default; signals ``(B, C, L)`` and volumes ``(B, C, D, H, W)`` by `axes`.
     Level i works at 1 / 2**i of the resolution with ``width * multipliers[i]`` channels. Each level but the last has
     `blocks` residual blocks on the way down and as many on the way up, joined one to one by concatenation; the last
-    has `blocks` in all. Between levels stand 2 x 2 means and nearest-neighbour doubling, which have no weights: the
-    residual blocks change the number of channels. Attention, where chosen, follows the last block of a level.
+    has `blocks` in all. Between levels stand means of 2 pixels an axis and nearest-neighbour doubling, which have no
+    weights: the residual blocks change the number of channels. Attention, where chosen, follows the last block of a
+    level.
 
     Parameters
     ----------
@@ -55,17 +60,28 @@ class UNet(nn.Module):
         predictor feeds table indices 0 .. 999.
     time
         Another embedding of the time than ``Sinusoidal(width, scale=time_scale)``.
+    axes
+        Number of axes of a state: 1, 2 or 3.
+    context
+        Size of the vectors of a context sequence for ``context=``; None for no context. The levels with attention read
+        it. See :class:`~genmatch.nn.Context`.
+    context_dropout
+        Probability of training without the context.
+    checkpoint
+        Keep no activations inside the stages for the backward pass, and compute them again there: less memory for a
+        third more time.
 
     Raises
     ------
     ValueError
-        If a size does not divide as said above, on construction; on a call, if x is not ``(B, channels, H, W)`` with
-        H and W divisible by ``2**(levels - 1)``, or times or labels are not ``(B,)``.
+        If a size does not divide as said above, on construction; on a call, if x is not ``(B, channels, *size)`` with
+        a size divisible by ``2**(levels - 1)``, or times, labels or the context have wrong shapes.
 
     Notes
     -----
-    A call is ``network(x, t, label=None)`` with x ``(B, channels, H, W)``, t ``(B,)`` any real numbers, label ``(B,)``
-    int64 in ``[0, classes)``. The null label is ``classes``; None means null for every sample.
+    A call is ``network(x, t, label=None, context=None, context_mask=None)`` with x ``(B, channels, *size)``, t ``(B,)``
+    any real numbers, label ``(B,)`` int64 in ``[0, classes)``, context ``(B, M, context)`` and context_mask bool
+    ``(B, M)``, true where a vector counts. The null label is ``classes``; None means null for every sample.
 
     The output layer, and the last layer of every block, start at zero: a new network returns zero and each block the
     identity.
@@ -105,27 +121,38 @@ class UNet(nn.Module):
         embedding: int | None = None,
         time_scale: float = 1000.0,
         time: nn.Module | None = None,
+        axes: int = 2,
+        context: int | None = None,
+        context_dropout: float = 0.1,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if axes not in CONVOLUTIONS:
+            raise ValueError(f"a state has 1, 2 or 3 axes, got axes={axes!r}")
+        convolution = CONVOLUTIONS[axes]
         levels = len(multipliers)
         counts = (blocks,) * levels if isinstance(blocks, int) else tuple(blocks)
         attended = _levels(attention, levels)
         _check_sizes(channels, out_channels, multipliers, counts, dropout)
+        if context is not None and not attended:
+            raise ValueError("a context is read by attention: name at least one level in attention")
         sizes = [width * multiplier for multiplier in multipliers]
         for size in sizes:
             if groups < 1 or size % groups:
                 raise ValueError(f"groups must divide the channels of every level, {sizes}, got groups={groups}")
         dim = 2 * width if embedding is None else embedding
-        self.channels, self.classes, self.levels = channels, classes, levels
+        self.channels, self.classes, self.levels, self.axes = channels, classes, levels, axes
+        self.checkpoint = checkpoint
         self.conditioning = Conditioning(
             Sinusoidal(width, scale=time_scale) if time is None else time, dim, classes, label_dropout
         )
-        self.input = nn.Conv2d(channels, sizes[0], 3, padding=1)
+        self.context = None if context is None else Context(context, context_dropout)
+        self.input = convolution(channels, sizes[0], 3, padding=1)
 
         def level(i: int, inputs: list[int]) -> nn.ModuleList:
             last = len(inputs) - 1
             return nn.ModuleList(
-                Stage(size, sizes[i], groups, heads if i in attended and n == last else None, dropout)
+                Stage(size, sizes[i], groups, heads if i in attended and n == last else None, dropout, axes, context)
                 for n, size in enumerate(inputs)
             )
 
@@ -133,10 +160,10 @@ class UNet(nn.Module):
         down = [level(i, [enter[i]] + [sizes[i]] * (counts[i] - 1)) for i in range(levels)]
         self.down, self.middle = nn.ModuleList(down[:-1]), down[-1]
         coarse_to_fine = range(levels - 2, -1, -1)
-        self.rise = nn.ModuleList(nn.Conv2d(sizes[i + 1], sizes[i], 1) for i in coarse_to_fine)
+        self.rise = nn.ModuleList(convolution(sizes[i + 1], sizes[i], 1) for i in coarse_to_fine)
         self.up = nn.ModuleList(level(i, [2 * sizes[i]] * counts[i]) for i in coarse_to_fine)
         self.norm = nn.GroupNorm(groups, sizes[0])
-        self.output = nn.Conv2d(sizes[0], channels if out_channels is None else out_channels, 3, padding=1)
+        self.output = convolution(sizes[0], channels if out_channels is None else out_channels, 3, padding=1)
         zero(self.output)
         # One product makes the scales and shifts of all blocks.
         self.film_sizes = [stage.block.outputs for stage in self._stages()]
@@ -161,23 +188,37 @@ class UNet(nn.Module):
             time_scale=time_scale,
         )
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate at states ``(B, channels, H, W)``, times ``(B,)`` and labels ``(B,)`` or None."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Evaluate at states ``(B, channels, *size)`` and times ``(B,)``."""
         self._check(x)
         films = self._films(self.conditioning(t, label, x.shape[0]))
+        told = read_context(self.context, context, context_mask, x.shape[0])
+        again = self.checkpoint and torch.is_grad_enabled()
+
+        def run(stage: nn.Module, h: Tensor) -> Tensor:
+            own = (*next(films), *told)
+            return checkpoint(stage, h, *own, use_reentrant=False) if again else stage(h, *own)
+
         h = self.input(x)
         skips: list[Tensor] = []
         for level in self.down:
             for stage in level:  # pyright: ignore[reportGeneralTypeIssues]
-                h = stage(h, *next(films))
+                h = run(stage, h)
                 skips.append(h)
-            h = F.avg_pool2d(h, 2)
+            h = POOL[self.axes](h, 2)
         for stage in self.middle:
-            h = stage(h, *next(films))
+            h = run(stage, h)
         for rise, level in zip(self.rise, self.up, strict=True):
             h = F.interpolate(rise(h), scale_factor=2.0, mode="nearest")
             for stage in level:  # pyright: ignore[reportGeneralTypeIssues]
-                h = stage(torch.cat((h, skips.pop()), dim=1), *next(films))
+                h = run(stage, torch.cat((h, skips.pop()), dim=1))
         return self.output(F.silu(self.norm(h)))
 
     def _stages(self) -> Iterator[Stage]:
@@ -190,13 +231,16 @@ class UNet(nn.Module):
         return zip(scales, shifts, strict=True)
 
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"x must be (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        if x.ndim != 2 + self.axes or x.shape[1] != self.channels:
+            size = ", ".join(("D", "H", "W")[-self.axes :]) if self.axes > 1 else "L"
+            raise ValueError(f"x must be (B, {self.channels}, {size}), got {tuple(x.shape)}")
         factor = 2 ** (self.levels - 1)
-        if x.shape[2] % factor or x.shape[3] % factor or not x.shape[2] * x.shape[3]:
+        if any(n % factor or not n for n in x.shape[2:]):
+            what = {1: "length", 2: "height and width", 3: "depth, height and width"}[self.axes]
             raise ValueError(
-                f"height and width must be multiples of {factor}, as {self.levels} levels halve them "
-                f"{self.levels - 1} times; got {x.shape[2]} x {x.shape[3]}: pad the images or use fewer multipliers"
+                f"{what} must be multiples of {factor}, as {self.levels} levels halve them "
+                f"{self.levels - 1} times; got {' x '.join(map(str, x.shape[2:]))}: pad the states or use fewer "
+                "multipliers"
             )
 
 
