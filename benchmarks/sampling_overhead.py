@@ -56,10 +56,19 @@ def ours(x: Tensor, steps: int) -> Contenders:
     flow = gm.Flow(gm.predict.Velocity(Negative(), gm.GaussianPath()))
     ddpm = gm.Flow(gm.predict.Noise(Negative(), gm.GaussianPath(gm.schedules.DDPM())))
     sample = functools.partial(gm.sample, steps=steps)
+    multistep = {
+        "genmatch Exponential(3)": gm.solvers.Exponential(3),
+        "genmatch DPM-Solver++ 2M": gm.solvers.DPMSolver(2),
+        "genmatch DPM-Solver++ 3M": gm.solvers.DPMSolver(3),
+        "genmatch UniPC(2)": gm.solvers.UniPC(2),
+        "genmatch DEIS(2)": gm.solvers.DEIS(2),
+        "genmatch Adams-Bashforth 4": gm.solvers.AdamsBashforth(4),
+    }
     return {
         "genmatch Euler": lambda: sample(flow, x, solver=gm.solvers.Euler()),
         "genmatch DDIM = Exponential(1)": lambda: sample(ddpm, x, solver=gm.solvers.DDIM()),
         "genmatch Exponential(2)": lambda: sample(ddpm, x, solver=gm.solvers.Exponential()),
+        **{name: functools.partial(sample, ddpm, x, solver=solver) for name, solver in multistep.items()},
     }
 
 
@@ -90,7 +99,13 @@ def diffusers(x: Tensor, steps: int) -> Contenders:
 
         return loop
 
-    names = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+    names = (
+        "FlowMatchEulerDiscreteScheduler",
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+    )
     return {f"diffusers {name.removesuffix('Scheduler')}": run(name) for name in names}
 
 

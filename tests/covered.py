@@ -20,14 +20,24 @@ FORWARD_EQUATION = {
     "PureDiffusion": "jumps/test_interval.py::test_the_marginal_forward_equation",
 }
 ORDER: dict[str, str] = {
+    "Dopri5": "solvers/test_adaptive.py::test_a_step_has_order_five_and_the_states_within_it_order_four",
+    "DEIS": "solvers/test_published.py::test_the_order_on_a_gaussian",
+    "DPMSolver": "solvers/test_published.py::test_the_order_on_a_gaussian",
+    "DPMSolverSingle": "solvers/test_published.py::test_the_order_on_a_gaussian",
+    "IPNDM": "solvers/test_published.py::test_the_order_on_a_gaussian",
+    "UniPC": "solvers/test_published.py::test_the_order_on_a_gaussian",
+    "Churn": "solvers/test_churn.py::test_weak_order_on_the_levels_of_the_paper",
     "Confidence": "tokens/test_token_samplers.py::test_confidence_does_not_sample_the_law",
     "FirstHitting": "tokens/test_token_samplers.py::test_first_hitting_samples_the_law_with_one_evaluation_a_position",
     "Remasking": "tokens/test_token_samplers.py::test_remasking_by_a_churn_has_order_one",
+    "SRA": "solvers/test_srk.py::test_sra_has_weak_order_two",
+    "SRI": "solvers/test_srk.py::test_weak_order_for_noise_of_the_state",
     "Thinning": "tokens/test_token_samplers.py::test_thinning_samples_the_law_in_one_step",
     "EndPoint": "noise/test_end_point.py::test_the_law_is_reached_at_order_one",
     "JumpThinning": "jumps/test_jump_thinning.py::test_one_step_has_the_exact_law",
     "Strang": "jumps/test_splitting.py::test_strang_is_of_order_two_and_lie_of_order_one",
     "TwoEvent": "jumps/test_splitting.py::test_two_events_are_of_order_two_and_a_leap_of_order_one",
+    "TorchDiffEq": "solvers/test_torchdiffeq.py::test_fixed_methods_have_their_order",
 }
 PATHS = {
     "BridgePath": "noise/test_bridge_path.py::test_states_between_have_the_law",

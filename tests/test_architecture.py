@@ -28,11 +28,14 @@ FLOORS = (
     ("numbers", {"schedules", "diffusivity", "divergences", "grids", "quadrature"}),
     (
         "state, and what stands apart",
-        {"triplet", "rates", "landings", "inversion", "random", "spaces", "nn", "kernels"},
+        {"triplet", "rates", "landings", "inversion", "random", "dyadic", "brownian", "spaces", "nn", "kernels"},
     ),
     ("paths", {"paths", "couplings"}),
     ("fields", {"predict", "generators", "guidance"}),
-    ("learn and solve", {"losses", "weights", "times", "solvers", "sampling", "initial", "likelihood"}),
+    (
+        "learn and solve",
+        {"losses", "weights", "times", "solvers", "sampling", "editing", "initial", "likelihood", "transitions"},
+    ),
     ("around it", {"metrics", "viz", "data", "training", "interop", "testing", "worlds", "demo"}),
 )
 FLOOR = {unit: height for height, (_, units) in enumerate(FLOORS) for unit in units}

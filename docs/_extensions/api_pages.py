@@ -30,10 +30,11 @@ GROUPS = {
     "The path": ("schedules", "paths", "couplings", "spaces"),
     "The generator": ("triplet", "rates", "generators", "diffusivity", "predict", "guidance"),
     "Training": ("losses", "times", "weights", "divergences", "training", "nn", "data"),
-    "Sampling": ("sampling", "solvers", "grids", "likelihood", "random"),
+    "Sampling": ("sampling", "solvers", "grids", "likelihood", "random", "brownian"),
     "Measuring": ("metrics", "viz", "worlds", "testing", "interop", "kernels"),
 }
 TITLES = {
+    "brownian": "Brownian paths",
     "grids": "Time grids",
     "nn": "Networks",
     "predict": "Predictors",

@@ -37,6 +37,7 @@ _MODULES = (
 )
 _NAMES = {
     "Draws": "random",
+    "BrownianTree": "brownian",
     "Triplet": "triplet",
     "Rates": "rates",
     "Schedule": "schedules",
@@ -69,13 +70,19 @@ _NAMES = {
     "TokenChurn": "generators",
     "fit_residual": "generators",
     "Solver": "solvers",
+    "log_prob": "likelihood",
     "matching_loss": "losses",
     "sample": "sampling",
+    "encode": "editing",
+    "noised": "editing",
+    "transition_laws": "transitions",
+    "transition_log_prob": "transitions",
 }
 __all__ = [
     "CTMC",
     "Bridge",
     "BridgePath",
+    "BrownianTree",
     "ContinuousMixturePath",
     "Coupling",
     "Diffusion",
@@ -110,14 +117,17 @@ __all__ = [
     "data",
     "diffusivity",
     "divergences",
+    "encode",
     "fit_residual",
     "generators",
     "grids",
     "guidance",
     "likelihood",
+    "log_prob",
     "matching_loss",
     "metrics",
     "nn",
+    "noised",
     "paths",
     "predict",
     "rates",
@@ -128,6 +138,8 @@ __all__ = [
     "testing",
     "times",
     "training",
+    "transition_laws",
+    "transition_log_prob",
     "viz",
     "weights",
     "worlds",
@@ -158,7 +170,9 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
         weights,
         worlds,
     )
+    from .brownian import BrownianTree
     from .couplings import Coupling
+    from .editing import encode, noised
     from .generators import (
         CTMC,
         Bridge,
@@ -178,6 +192,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
         TokenChurn,
         fit_residual,
     )
+    from .likelihood import log_prob
     from .losses import matching_loss
     from .paths import (
         BridgePath,
@@ -196,6 +211,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from .schedules import Schedule
     from .solvers import Solver
     from .spaces import Space
+    from .transitions import transition_laws, transition_log_prob
     from .triplet import Triplet
 
 

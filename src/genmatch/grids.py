@@ -6,13 +6,14 @@ Pass one as ``times=`` to :func:`genmatch.sample`, or write your own: any strict
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .schedules import Schedule, check_positive
+from .schedules import Schedule, check_positive, resolution_shift
 
-__all__ = ["hazard", "karras", "log_snr", "quadratic", "shifted", "uniform"]
+__all__ = ["hazard", "karras", "log_snr", "quadratic", "resolution", "shifted", "uniform"]
 
 _ROUNDING = 1e-9
 
@@ -41,6 +42,19 @@ def shifted(steps: int, shift: float, start: float = 0.0, stop: float = 1.0) -> 
     check_positive("shift", shift)
     r = _fractions(steps)
     return _span(r / (r + shift * (1 - r)), start, stop)
+
+
+def resolution(
+    steps: int, size: int | Sequence[int], base: int | Sequence[int], start: float = 0.0, stop: float = 1.0
+) -> Tensor:
+    r"""The :func:`shifted` grid for images of another size than the model's steps were chosen for.
+
+    Its shift is :math:`\sqrt{m/n}`, with m pixels of images of ``size`` and n of ``base``: more of them average the
+    noise away, so what matters happens at more noise. Sides of squares or (height, width); where the model works on
+    latents or patches, in these (arXiv 2403.03206, eq. 23). To train with the shift, see
+    :class:`genmatch.schedules.Shifted`.
+    """
+    return shifted(steps, resolution_shift(size, base), start, stop)
 
 
 def hazard(steps: int, start: float = 0.0, stop: float = 0.999) -> Tensor:

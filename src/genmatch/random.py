@@ -17,13 +17,20 @@ References
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "philox"]
+__all__ = ["Draws", "fusible", "kernels", "philox"]
+
+# Streams of a step's draws that a Brownian tree answers; beside them are those of genmatch.rates, and a solver that
+# needs more takes numbers from 16 on.
+BROWNIAN = 1
+AREA = 4  # the space-time area of the same Brownian motion, for solvers that use it
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -164,6 +171,13 @@ class Draws:
         """Standard normals of ``shape`` ``(B, *S)`` (Box-Muller on pairs of 32-bit uniforms; ``|z| <= 6.67``)."""
         return self._make(tuple(shape), dtype, _normal)
 
+    def normals(self, steps: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normals of several steps in one call, ``(len(steps), B, *S)``: row i is ``at(steps[i]).normal``."""
+        shape = tuple(shape)
+        self._check_batch(shape)
+        when = torch.tensor(steps, dtype=torch.int64, device=self.device)
+        return _normal(self._philox(shape, when), (len(steps), *shape), dtype)
+
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniforms in ``[0, 1)`` of ``shape`` ``(B, *S)``: multiples of 2**-24 (2**-32 in float64)."""
         return self._make(tuple(shape), dtype, _uniform)
@@ -181,17 +195,24 @@ class Draws:
         return self._make(tuple(shape), torch.int64, lambda words, shape, dtype: _words(words, shape))
 
     def _make(self, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
+        self._check_batch(shape)
+        # A compiled step would guard on the memo: there the numbers are made in its graph.
+        if self._ahead is None or transform not in (_normal, _uniform) or torch.compiler.is_compiling():
+            return transform(self._philox(shape, self._span(self.step, 1)), (1, *shape), dtype)[0]
+        return self._ahead.take(self, shape, dtype, transform)
+
+    def _check_batch(self, shape: tuple[int, ...]) -> None:
         if not shape or shape[0] != self.samples:
             raise ValueError(
                 f"draws for {self.samples} samples have shape ({self.samples}, ...), asked for {shape}: "
                 "the first dimension is the batch"
             )
-        # A compiled step would guard on the memo: there the numbers are made in its graph.
-        if self._ahead is None or transform not in (_normal, _uniform) or torch.compiler.is_compiling():
-            return transform(self._philox(shape, self.step, 1), (1, *shape), dtype)[0]
-        return self._ahead.take(self, shape, dtype, transform)
 
-    def _philox(self, shape: tuple[int, ...], step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _span(self, first: int, count: int) -> Tensor:
+        # Never from a range: a compiled step would be compiled anew for each.
+        return torch.arange(first, first + count, dtype=torch.int64, device=self.device)
+
+    def _philox(self, shape: tuple[int, ...], steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Words of shape (steps, B, blocks): four for each block of four elements."""
         size = math.prod(shape[1:])
         if size > 2**34:
@@ -202,7 +223,7 @@ class Draws:
         counter = (  # left to broadcast: the first rounds work on small tensors
             torch.arange(blocks, **where) & _MASK,
             torch.arange(self.first_index, self.first_index + shape[0], **where)[:, None] & _MASK,
-            torch.arange(step, step + steps, **where)[:, None, None] & _MASK,
+            steps[:, None, None] & _MASK,
             torch.full((), self.stream, **where),
         )
         return philox(counter, (self.seed & _MASK, self.seed >> 32))
@@ -230,12 +251,22 @@ class _Ahead:
             first = draws.step
             size = max(1, math.prod(shape))
             steps = max(1, min(self.count - first, _LOOKAHEAD // size))
-            numbers = list(transform(draws._philox(shape, first, steps), (steps, *shape), dtype).unbind(0))
+            numbers = list(transform(draws._philox(shape, draws._span(first, steps)), (steps, *shape), dtype).unbind(0))
             self._memo[key] = (first, numbers)
         taken, numbers[draws.step - first] = numbers[draws.step - first], None
         if taken is None:  # handed out before, and perhaps changed in place since: made anew
-            return transform(draws._philox(shape, draws.step, 1), (1, *shape), dtype)[0]
+            return transform(draws._philox(shape, draws._span(draws.step, 1)), (1, *shape), dtype)[0]
         return taken
+
+
+def fusible(x: Tensor, draws: object) -> bool:
+    """Whether a kernel may make the numbers for a state on a GPU: plain draws, float32, outside a compiled graph."""
+    return type(draws) is Draws and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+def kernels() -> Any:
+    """:mod:`genmatch.kernels`, imported where it is first needed: it registers operators, and asks for Triton."""
+    return importlib.import_module("genmatch.kernels")
 
 
 def _check_integer(name: str, value: object) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .landings import Atoms, Bins, Categorical, Landing, Listed, Sampler
-from .random import Draws
+from .random import Draws, kernels
 from .schedules import Number
 
 __all__ = ["Atoms", "Bins", "Categorical", "Landing", "Listed", "Rates", "Sampler", "Term"]
@@ -129,6 +129,9 @@ def _leap(terms: list[Term], x: Tensor, h: Number, shape, draws: Draws, whether:
     totals = [torch.as_tensor(term.total, device=x.device).expand(shape) for term in terms]
     total = totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
     chance = -torch.expm1(-h * total)
+    logits = _one_table(terms, x, draws) if x.is_cuda else None
+    if logits is not None:
+        return kernels().jump(x, logits, chance.contiguous(), draws.fork(whether), draws.fork(where))
     first, second = draws.fork(whether).uniform(shape), draws.fork(where).uniform(shape)
     jumping = first < chance
     chosen = _choose(totals, first / chance) if len(terms) > 1 else None
@@ -145,6 +148,14 @@ def _leap(terms: list[Term], x: Tensor, h: Number, shape, draws: Draws, whether:
         else:
             x = torch.where(mask, term.where.land(second, draws.fork(where)).to(x.dtype), x)
     return x
+
+
+def _one_table(terms: list[Term], x: Tensor, draws: Draws) -> Tensor | None:
+    """The logits of which one pass does it all: those of tokens with one law, outside a compiled graph."""
+    where = terms[0].where
+    plain = type(draws) is Draws and not torch.compiler.is_compiling()
+    one = plain and len(terms) == 1 and not x.is_floating_point()
+    return where.logits if one and isinstance(where, Categorical) else None
 
 
 def _land_some(where: Landing, rows: Tensor, uniform: Tensor, draws: Draws) -> Tensor:

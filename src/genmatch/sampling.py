@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,17 @@ from .paths import GaussianPath, Path
 from .paths.path import NOISY
 from .predict.predictor import check_condition
 from .random import Draws
-from .solvers import Euler, Exponential, Field, RungeKutta, Solver
-from .solvers.report import Report, read_report
-from .spaces import Product, Space
+from .solvers import Euler, Exponential, Field, Solver
+from .solvers.log_density import LogDensity, check_density, check_span, density_solver, source_log_prob
+from .solvers.report import Report
+from .solvers.run import Increments, Run, Watch, direction, first_time, follow, read_times, stack
+from .solvers.staged import Staged
+from .solvers.traces import Trace
 from .spaces.states import State, each
 
 __all__ = ["Increments", "default_solver", "evaluation_mode", "sample"]
 
-BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
-
-
-class Increments(Protocol):
-    """Brownian increments of a path of time, such as :class:`genmatch.BrownianTree`."""
-
-    def along(self, draws: Draws, times: Sequence[float]) -> Sequence[Any]:
-        """The draws of each step between ``times``: those of ``draws``, with other Brownian noise."""
-        ...
+WHAT = "the log-density of samples"
 
 
 def sample(
@@ -60,6 +55,8 @@ def sample(
     grad: bool = False,
     brownian: Increments | None = None,
     report: bool = False,
+    log_prob: bool = False,
+    divergence: Trace | None = None,
 ) -> Any:
     r"""States of a generator at ``stop``, from noise or from given states at ``start``.
 
@@ -108,10 +105,18 @@ def sample(
         not independent numbers for each step. Runs with more steps converge to one another, sample by sample.
     report
         Return the :class:`~genmatch.solvers.Report` too: evaluations, steps and a status for each sample.
+    log_prob
+        Return the log-density of the samples too, ``(B,)`` in nats, by the same steps: that of the law which a flow
+        (drift alone) carries from the path's source to ``stop``. See :func:`genmatch.log_prob`, which has the solver
+        that is the default here.
+    divergence
+        How it is taken: :class:`gm.likelihood.Exact() <genmatch.likelihood.Exact>` or
+        :class:`gm.likelihood.Hutchinson(...) <genmatch.likelihood.Hutchinson>`.
 
     Returns
     -------
-    ``(B, *S)``, or ``(steps + 1, B, *S)`` with ``trajectory``; with ``report`` a pair of that and the report.
+    ``(B, *S)``, or ``(steps + 1, B, *S)`` with ``trajectory``; a tuple with ``log_prob`` and ``report`` after it where
+    they are asked for, in this order.
 
     Raises
     ------
@@ -137,88 +142,55 @@ def sample(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of (i, t, x), got {type(callback).__name__}")
+    if log_prob:
+        check_density(generator, divergence, WHAT)
+    elif divergence is not None:
+        raise ValueError("divergence says how a log-density is taken: ask for it by log_prob=True")
     seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
     size = min(count, batch_size or count)
 
-    results: list[State] = []
+    parts: list[tuple[State, ...]] = []
     reports: list[Report] = []
     with evaluation_mode(generator, grad), torch.set_grad_enabled(grad):
-        speed = _direction(generator, times, start, stop)
-        field = Field(generator, like, speed=speed)
-        run = _prepare(field, solver, steps, times, start, stop, from_source=initial.given is None)
+        speed = direction(generator, times, start, stop)
+        lift = LogDensity(divergence, like, Draws(seed, 1)) if log_prob else None
+        field = Field(generator, like, speed=speed, lift=lift)
+        if log_prob and solver is None:
+            solver = density_solver()
+        given = initial.given is not None
+        run = _prepare(field, solver, steps, times, start, stop, from_source=not given, dense=log_prob)
         total = len(run.plan) * math.ceil(count / size)
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
+            watch = Watch(trajectory, callback, check, report, bar if progress else None)
             for begin in range(0, count, size):
                 rows = slice(begin, min(begin + size, count))
                 draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
                 own = [rows_of(value, rows, initial.device) for value in (condition, fixed)]
-                field = Field(generator, like, *own, speed=speed)
-                ending, own_report = _loop(
-                    run,
-                    field,
-                    initial.states(generator.path, run.begin, rows, draws),  # without a name: let go after a step
-                    draws,
-                    trajectory,
-                    callback,
-                    check,
-                    bar if progress else None,
-                    brownian,
-                    report,
-                )
-                results.append(ending)
+                lift = LogDensity(divergence, like, draws) if log_prob else None
+                field = Field(generator, like, *own, speed=speed, lift=lift)
+                # No name holds the first states: they are let go after a step.
+                first = [initial.states(generator.path, run.begin, rows, draws)]
+                if lift is None:
+                    ending, passed, own_report = follow(run, field, first.pop(), draws, watch, brownian)
+                    density = ()
+                else:
+                    known = source_log_prob(generator.path, first[0], run.begin)
+                    state, passed, own_report = follow(run, field, lift.join(first.pop()), draws, watch)
+                    ending, change = lift.split(state)
+                    density = (known + change,)
+                parts.append((stack(passed) if trajectory else ending, *density))
                 reports += [] if own_report is None else [own_report]
-    states = results[0]
-    if len(results) > 1:
-        states = each(lambda *parts: torch.cat(parts, dim=1 if trajectory else 0), *results)
-    if not report:
-        return states
-    return states, Report(*(torch.cat(parts) for parts in zip(*reports, strict=True)))
+    first_part, *others = (
+        _join(batches, dim=1 if trajectory and not i else 0) for i, batches in enumerate(zip(*parts, strict=True))
+    )
+    if report:
+        others.append(Report(*(torch.cat(each_part) for each_part in zip(*reports, strict=True))))
+    return (first_part, *others) if others else first_part
 
 
-def _direction(generator: Operator, times: Any, start: float | None, stop: float | None) -> float:
-    """The speed that a generator needs: -1 if times fall and it is one that is run back."""
-    if times is not None:
-        grid = _read_times(times)
-        begin, end = float(grid[0]), float(grid[-1])
-    else:
-        begin, end = 0.0 if start is None else start, 1.0 if stop is None else stop
-    return -1.0 if end < begin and abs(generator.speed_at((begin + end) / 2) + 1) < 1e-6 else 1.0
-
-
-class _Run(NamedTuple):
-    """What all batches share."""
-
-    solver: Solver
-    times: list[float]
-    plan: Sequence[Any]
-    begin: Any  # the path's instant at the first time
-
-
-def _loop(
-    run: _Run, field: Field, x: State, draws: Draws, trajectory, callback, check, bar, brownian, report
-) -> tuple[State, Report | None]:
-    solver = run.solver
-    carry = solver.start(field, x)
-    states = [x] if trajectory else []
-    steps = draws.steps(len(run.plan)) if brownian is None else brownian.along(draws, run.times)
-    for i, (c, now) in enumerate(zip(run.plan, steps, strict=True), start=1):
-        x, carry = solver.step(field, x, c, now, carry)
-        if trajectory:
-            states.append(x)
-        if check:
-            _check_finite(field.space, x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
-        if callback is not None:
-            callback(i, run.times[i], x)
-        if bar is not None:
-            bar.update()
-    found = None
-    if report or hasattr(carry, "report"):
-        found = read_report(solver, run.plan, carry, draws.samples, draws.device)
-        if not report:
-            found.refuse()
-    if not check and not hasattr(carry, "report"):
-        _check_finite(field.space, x, "at the end; check=True tells at which step it begins")
-    return (each(lambda *parts: torch.stack(parts), *states) if trajectory else x), found
+def _join(batches: Sequence[State], dim: int) -> State:
+    """All batches as one, along ``dim``."""
+    return batches[0] if len(batches) == 1 else each(lambda *parts: torch.cat(parts, dim=dim), *batches)
 
 
 def default_solver(field: Field) -> Solver:
@@ -226,7 +198,7 @@ def default_solver(field: Field) -> Solver:
     return Euler() if Exponential().why_not(field) else Exponential()
 
 
-def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bool) -> _Run:
+def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bool, dense: bool) -> Run:
     solver = default_solver(field) if solver is None else solver
     if not isinstance(solver, Solver):
         hint = ": call it, as in gm.solvers.Heun()" if isinstance(solver, type) else ""
@@ -234,17 +206,19 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
     if times is not None:
         if steps is not None or start is not None or stop is not None:
             raise ValueError("give times alone, or steps with start and stop: times say where it starts and stops")
-        grid = _read_times(times)
+        grid = read_times(times)
     else:
         steps, finish = solver.default_steps if steps is None else steps, 1.0 if stop is None else stop
         begin = 0.0 if start is None else start
         grid = grids.uniform(steps, begin, finish)
         field.at(grid)  # the numbers of all times in one call
-        if start is None and _begin(field, solver) > 0:
-            grid = grids.uniform(steps, _begin(field, solver), finish)
+        if start is None and first_time(field, solver) > 0:
+            grid = grids.uniform(steps, first_time(field, solver), finish)
     instant = field.at(grid[:1])[0].models[0]
     if from_source:
         _check_noise(field.operator.path, instant, falls=bool(grid[-1] < grid[0]), told=start is not None)
+    if dense:
+        check_span(field, solver, grid, instant, WHAT)
     if float(grid[-1]) == 1.0:
         _check_data(field.operator.path, field.at(grid[-1:])[0].models[0])
     if not solver.defined(field, float(grid[0])):
@@ -252,9 +226,9 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
         raise ValueError(
             f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "
             f"start a little inside (0, 1), by start={abs(float(grid[0]) - 0.01):g} say"
-            + (other if isinstance(solver, RungeKutta) and not Exponential.why_not(field) else "")
+            + (other if isinstance(solver, Staged) and not Exponential.why_not(field) else "")
         )
-    return _Run(solver, grid.tolist(), solver.plan(field, grid), instant)
+    return Run(solver, grid.tolist(), solver.plan(field, grid), instant)
 
 
 def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:
@@ -277,58 +251,6 @@ def _check_data(path: Path, instant: Any) -> None:
             "so samples are alpha * data + sigma * noise",
             UserWarning,
             stacklevel=4,
-        )
-
-
-def _begin(field: Field, solver: Solver) -> float:
-    """0, or for a network that cannot tell the data there the time at which it can."""
-    if solver.defined(field, 0.0):
-        return 0.0
-    (zero,) = field.at(torch.zeros(1, dtype=torch.float64))
-    probe = field.probe(zero) if isinstance(solver, RungeKutta) else None
-    variance = getattr(probe, "variance", None)
-    if variance is not None and not bool(torch.as_tensor(variance).isfinite().all()):
-        return 0.0  # infinite noise is no fault of a network: this solver cannot start there, and says so
-    starts = [0.0]
-    for model, instant in zip(field.models, zero.models, strict=True):
-        schedule = getattr(model.path, "schedule", None)
-        if not model.reads(instant) and schedule is not None:
-            blind = torch.tensor([BLIND_LOG_SNR], dtype=torch.float64)
-            starts.append(schedule.inverse_log_snr(blind).item())
-    return max(starts)
-
-
-def _read_times(times: Tensor | Sequence[float]) -> Tensor:
-    grid = torch.as_tensor(times, dtype=torch.float64).cpu()
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"times must be at least two numbers in a row, got shape {tuple(grid.shape)}")
-    if not bool(((grid >= 0) & (grid <= 1)).all()):
-        raise ValueError(f"times must be in [0, 1], got {grid.min().item():g} to {grid.max().item():g}")
-    steps = grid.diff()
-    if not bool((steps > 0).all() | (steps < 0).all()):
-        raise ValueError("times must rise strictly (noise to data) or fall strictly (data to noise)")
-    return grid
-
-
-def _check_finite(space: Space, state: State, when: str) -> None:
-    if isinstance(space, Product):
-        for name, own in space.factors.items():
-            _check_finite(own, state[name], when)
-    elif space.discrete:
-        try:
-            space.check(state)
-        except ValueError as error:
-            raise FloatingPointError(f"{when} tokens are none: {error}. Are the network's logits finite?") from None
-    else:
-        _check_part(state, when)
-
-
-def _check_part(x: Tensor, when: str) -> None:
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        bad = int((~x.isfinite().reshape(len(x), -1).all(1)).sum())
-        raise FloatingPointError(
-            f"{bad} of {len(x)} states are not finite {when}: the network's output is not finite, "
-            "or the steps are too long for this solver"
         )
 
 

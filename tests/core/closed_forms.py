@@ -41,6 +41,12 @@ SCHEDULES = [
     schedules.VE(),
     schedules.EDM(),
     schedules.EDM(sigma_min=0.1, sigma_max=5.0, rho=3.0),
+    schedules.Shifted(schedules.CondOT(), 3.0),
+    schedules.Shifted(schedules.VP(), 0.4),
+    schedules.Shifted(schedules.EDM(), 2.0),
+    schedules.Shifted(schedules.DDPM([0.1] * 10), 2.0),
+    schedules.ZeroTerminal(schedules.VP()),
+    schedules.ZeroTerminal(schedules.DDPM()),
 ]
 
 

@@ -11,7 +11,7 @@ from closed_forms import F64, SCHEDULES, name, subclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genmatch.schedules import DDPM, EDM, VE, VP, CondOT, Cosine, Instant, Polynomial, Schedule
+from genmatch.schedules import DDPM, EDM, VE, VP, CondOT, Cosine, Instant, Polynomial, Schedule, Shifted, ZeroTerminal
 
 every = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 T0 = torch.tensor(0.0, dtype=F64)
@@ -22,11 +22,19 @@ def test_every_schedule_is_covered():
     assert {type(s) for s in SCHEDULES} == set(subclasses(Schedule))
 
 
+def innermost(schedule: Schedule) -> Schedule:
+    """The schedule that others are made of."""
+    while isinstance(schedule, Shifted | ZeroTerminal):
+        schedule = schedule.schedule
+    return schedule
+
+
 def inner_times(schedule: Schedule) -> torch.Tensor:
     """Times inside (0, 1) that are no knots of a chain, where the derivative jumps."""
-    if isinstance(schedule, DDPM):
-        knots = torch.arange(schedule.length, dtype=F64)
-        return ((knots + 0.37) / schedule.length)[:: max(1, schedule.length // 50)]
+    inner = innermost(schedule)
+    if isinstance(inner, DDPM):
+        knots = torch.arange(inner.length, dtype=F64)
+        return ((knots + 0.37) / inner.length)[:: max(1, inner.length // 50)]
     return torch.linspace(0.02, 0.98, 49, dtype=F64)
 
 
@@ -148,15 +156,17 @@ def test_closed_inverses(log_snr: float, schedule: Schedule):
 def test_end_points(schedule: Schedule, dtype: torch.dtype):
     alpha, sigma = schedule(torch.tensor([0.0, 1.0], dtype=dtype))
     assert alpha.dtype == sigma.dtype == dtype
-    if isinstance(schedule, VE | EDM):
+    inner = innermost(schedule)
+    if isinstance(inner, VE | EDM):
         assert alpha.tolist() == [1, 1]
-        assert sigma.tolist() == pytest.approx([schedule.sigma_max, schedule.sigma_min], rel=1e-5)
+        ends = [inner.sigma_max, inner.sigma_min]
+        assert sigma.tolist() == pytest.approx([getattr(schedule, "shift", 1) * end for end in ends], rel=1e-5)
         return
     assert alpha[1] == 1
     assert float(sigma[1]) == pytest.approx(getattr(schedule, "sigma_min", 0), rel=1e-5, abs=0)
     assert not bool(sigma[1].signbit())  # 1 / -0 would turn infinities around
-    if isinstance(schedule, VP | DDPM):
-        assert alpha[0] > 0
+    if isinstance(inner, VP | DDPM):
+        assert (alpha[0] == 0) if isinstance(schedule, ZeroTerminal) else (alpha[0] > 0)
         assert float(alpha[0] ** 2 + sigma[0] ** 2) == pytest.approx(1)
     else:
         assert (alpha[0], sigma[0]) == (0, 1)
@@ -176,7 +186,7 @@ def test_infinite_derivatives_are_where_the_docs_say():
         ends = schedule.at(torch.tensor([0.0, 1.0], dtype=F64))
         assert bool(ends.alpha_dot.isfinite().all())
         assert bool(ends.sigma_dot[0].isfinite())
-        assert bool(ends.sigma_dot[1].isfinite()) == (not isinstance(schedule, VP | DDPM))
+        assert bool(ends.sigma_dot[1].isfinite()) == (not isinstance(innermost(schedule), VP | DDPM))
 
 
 def test_snr_is_infinite_at_the_data():

@@ -56,6 +56,17 @@ def test_one_batched_evaluation_a_step() -> None:
     assert model.network.batches == [6] * 4
 
 
+@pytest.mark.parametrize(("scale", "condition"), [(1.0, LABEL), (0.0, NONE)])
+@pytest.mark.parametrize("time", [0.4, torch.tensor([0.2, 0.5, 0.9])], ids=["number", "per-sample"])
+def test_a_half_that_does_not_count_is_not_evaluated(scale: float, condition: dict, time) -> None:
+    model, wrapped = guided("Velocity", scale)
+    found = wrapped(X, time, LABEL).velocity
+    assert model.network.batches == [3]
+    assert torch.equal(found, model(X, time, condition).velocity)
+    with pytest.raises(ValueError, match="needs a condition for label"):
+        wrapped(X, time)
+
+
 @pytest.mark.parametrize("solver", [gm.solvers.Exponential(), gm.solvers.Heun(), gm.solvers.Euler()], ids=repr)
 @pytest.mark.parametrize("kind", ["Velocity", "Data", "Noise"])
 def test_a_guided_step_compiles_as_one_graph(kind: str, solver: gm.Solver) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import CLASSES, KINDS, SMOOTH, awake
+from small_networks import BY_NAME, CLASSES, KINDS, SMOOTH, awake
 from torch import nn
 
 from genmatch.nn import MLP, Fourier, Transformer, UNet
@@ -15,7 +15,7 @@ each_smooth = pytest.mark.parametrize("kind", SMOOTH, ids=lambda kind: kind.name
 
 def outputs_of(kind, network: nn.Module, t, label=None) -> torch.Tensor:
     with torch.no_grad():
-        return network(kind.states(len(t)), t, label=label)
+        return kind.call(network)(kind.states(len(t)), t, label=label)
 
 
 # The call
@@ -25,15 +25,17 @@ def outputs_of(kind, network: nn.Module, t, label=None) -> torch.Tensor:
 def test_new_networks_return_zero_and_can_learn_from_there(kind):
     network = kind.build()
     x, t, label = kind.states(4), torch.rand(4), torch.arange(4)
-    assert not network(x, t, label=label).any()
+    told = kind.call(network)
+    assert not told(x, t, label=label).any()
     # A gradient must reach every parameter within a few steps: two zeros in a row would keep each other at zero.
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
     reached = set()
     for seed in range(4):
         torch.manual_seed(seed)
         optimiser.zero_grad()
-        output = network(x, t, label=label)
+        output = told(x, t, label=label)
         (output - torch.randn(output.shape)).square().sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
         reached |= {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
         optimiser.step()
     # A shift in front of a normalisation is taken off again; keys may gain a common vector freely.
@@ -54,18 +56,22 @@ def test_rows_do_not_see_each_other(kind):
     network = awake(kind.build().double()).eval()
     x, t = kind.states(6, torch.float64), torch.rand(6, dtype=torch.float64)
     label = torch.tensor([0, 1, 2, CLASSES, 4, 0])
-    together = network(x, t, label=label)
-    alone = torch.cat([network(x[i : i + 1], t[i : i + 1], label=label[i : i + 1]) for i in range(6)])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    told = kind.told(6, torch.float64)
+
+    def of(rows) -> torch.Tensor:
+        return network(x[rows], t[rows], label=label[rows], **{name: value[rows] for name, value in told.items()})
+
+    together = of(slice(None))
+    torch.testing.assert_close(together, torch.cat([of([i]) for i in range(6)]), rtol=1e-10, atol=1e-10)
     order = torch.randperm(6)
-    torch.testing.assert_close(network(x[order], t[order], label=label[order]), together[order], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(of(order), together[order], rtol=1e-10, atol=1e-10)
     assert (together - together.roll(1, 0)).abs().max() > 0.01  # or the comparison would say nothing
 
 
 @each
 def test_times_and_channels_of_equal_number(kind):
     # A (B,) time that broadcast along a feature would pass unnoticed but for its values.
-    batch = {"mlp": 16, "unet": 8, "transformer": 16}[kind.name]
+    batch = kind.width
     network = awake(kind.build().double()).eval()
     x, t = kind.states(batch, torch.float64), torch.rand(batch, dtype=torch.float64)
     alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(batch)])
@@ -144,9 +150,9 @@ def test_label_dropout_of_none_and_of_all(kind, dropout, expected):
 def test_bfloat16_autocast_is_close(kind):
     network = awake(kind.build()).eval()
     x, t, label = kind.states(6), torch.rand(6), torch.arange(6) % CLASSES
-    expected = network(x, t, label=label)
+    expected = kind.call(network)(x, t, label=label)
     with torch.autocast("cpu", torch.bfloat16):
-        output = network(x, t, label=label)
+        output = kind.call(network)(x, t, label=label)
         output.float().square().mean().backward()
     error = (output.float() - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.03  # bfloat16 rounds by up to 1/256: less would mean that nothing was cast
@@ -158,8 +164,7 @@ def test_bfloat16_weights(kind):
     network = awake(kind.build()).eval()
     t = torch.rand(6)
     expected = outputs_of(kind, network, t)
-    x = kind.states(6)
-    output = network.to(torch.bfloat16)(x if kind.name == "transformer" else x.to(torch.bfloat16), t)
+    output = network.to(torch.bfloat16)(kind.states(6, torch.bfloat16), t, **kind.told(6, torch.bfloat16))
     assert output.dtype == torch.bfloat16
     assert (output.float() - expected).norm() / expected.norm() < 0.04
 
@@ -168,14 +173,14 @@ def test_bfloat16_weights(kind):
 def test_gradients_of_all_weights_are_the_derivatives(kind):
     network = awake(kind.build().double()).eval()
     x, t, label = kind.states(3, torch.float64), torch.rand(3, dtype=torch.float64), torch.tensor([0, CLASSES, 2])
-    parameters = list(network.parameters())
-    gradients = torch.autograd.grad(network(x, t, label=label).sin().sum(), parameters)
+    parameters, told = list(network.parameters()), kind.call(network)
+    gradients = torch.autograd.grad(told(x, t, label=label).sin().sum(), parameters)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             direction, values, kept = torch.randn_like(parameter), [], parameter.clone()
             for h in (1e-6, -1e-6):
                 parameter.copy_(kept + h * direction)
-                values.append(network(x, t, label=label).sin().sum())
+                values.append(told(x, t, label=label).sin().sum())
             parameter.copy_(kept)
             torch.testing.assert_close(
                 (gradient * direction).sum(), (values[0] - values[1]) / 2e-6, rtol=1e-5, atol=1e-6
@@ -184,7 +189,7 @@ def test_gradients_of_all_weights_are_the_derivatives(kind):
 
 @each_smooth
 def test_jvp_is_the_derivative(kind):
-    network = awake(kind.build(time_scale=1.0).double()).eval()
+    network = kind.call(awake(kind.build(time_scale=1.0).double()).eval())
     x, t = kind.states(3, torch.float64), torch.rand(3, dtype=torch.float64)
     along = (kind.states(3, torch.float64).flip(0), torch.ones(3, dtype=torch.float64))
     _, tangent = torch.func.jvp(network, (x, t), along)
@@ -197,7 +202,7 @@ def test_jvp_is_the_derivative(kind):
 
 @each_smooth
 def test_vjp_is_the_transpose_of_jvp(kind):
-    network = awake(kind.build().double()).eval()
+    network = kind.call(awake(kind.build().double()).eval())
     x, t = kind.states(2, torch.float64), torch.rand(2, dtype=torch.float64)
     direction, weights = x.flip(0), x.cos()
     _, tangent = torch.func.jvp(lambda x: network(x, t), (x,), (direction,))
@@ -216,25 +221,24 @@ def with_gradients(function, network, *inputs, **condition):
 @each
 @pytest.mark.parametrize(("labelled", "backend"), [(True, "aot_eager"), (False, "eager")], ids=["label", "null"])
 def test_compiles_in_one_graph(kind, labelled, backend):
-    network = awake(kind.build())
+    network = awake(kind.build(**({"context_dropout": 0.5} if kind.reads_context else {})))
     torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend=backend)
     for batch in (3, 4) if backend == "eager" else (3,):  # the second compiles for any batch
-        inputs, label = (kind.states(batch), torch.rand(batch)), torch.arange(batch) if labelled else None
+        inputs = (kind.states(batch), torch.rand(batch), torch.arange(batch) if labelled else None)
         torch.testing.assert_close(
-            with_gradients(compiled, network, *inputs, label=label),
-            with_gradients(network, network, *inputs, label=label),
+            with_gradients(kind.call(compiled), network, *inputs), with_gradients(kind.call(network), network, *inputs)
         )
 
 
 @each_smooth
 def test_vjp_compiles_in_one_graph(kind):
     network = awake(kind.build()).eval()
-    x, t = kind.states(3), torch.rand(3)
+    x, t, told = kind.states(3), torch.rand(3), kind.told(3)
     torch._dynamo.reset()
 
     def pulled(x, t):
-        output, pull = torch.func.vjp(lambda x: network(x, t), x)
+        output, pull = torch.func.vjp(lambda x: network(x, t, **told), x)
         return pull(torch.ones_like(output))[0]
 
     with torch.no_grad():
@@ -242,14 +246,15 @@ def test_vjp_compiles_in_one_graph(kind):
 
 
 @pytest.mark.slow
-def test_inductor_agrees():
-    kind = KINDS[1]
+@pytest.mark.parametrize("name", ["unet", "dit_context"])
+def test_inductor_agrees(name):
+    kind = BY_NAME[name]
     network = awake(kind.build()).eval()
     torch._dynamo.reset()
     x, t, label = kind.states(3), torch.rand(3), torch.arange(3)
     with torch.no_grad():
-        output = torch.compile(network, fullgraph=True)(x, t, label=label)
-        torch.testing.assert_close(output, network(x, t, label=label), rtol=1e-4, atol=1e-4)
+        output = kind.call(torch.compile(network, fullgraph=True))(x, t, label=label)
+        torch.testing.assert_close(output, kind.call(network)(x, t, label=label), rtol=1e-4, atol=1e-4)
 
 
 # Bad input
@@ -343,7 +348,7 @@ def test_mlp_states(shape):
 
 
 def test_transformer_without_positions_commutes_with_the_order_of_tokens():
-    network, kind = awake(KINDS[2].build().double()).eval(), KINDS[2]
+    network, kind = awake(BY_NAME["transformer"].build().double()).eval(), BY_NAME["transformer"]
     x, t, order = kind.states(4), torch.rand(4), torch.tensor([2, 4, 0, 1, 3])
     assert not torch.allclose(network(x[:, order], t), network(x, t)[:, order], atol=1e-3)
     nn.init.zeros_(network.positions)
@@ -379,4 +384,4 @@ def test_transformer_reads_every_input_id_and_every_position():
 )
 def test_transformer_tokens(x, error, message):
     with pytest.raises(error, match=message):
-        KINDS[2].build()(x, torch.rand(2))
+        BY_NAME["transformer"].build()(x, torch.rand(2))

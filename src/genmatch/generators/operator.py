@@ -85,7 +85,7 @@ class Operator(nn.Module, ABC):
         """The prediction of each network at ``x``, each run once."""
         return tuple(
             [
-                model.prediction(x, i, model.native(x, i, condition))
+                model.prediction(x, i, _in_full(model.native(x, i, condition), x))
                 for model, i in zip(self._models, instant.models, strict=True)
             ]
         )
@@ -300,6 +300,15 @@ class Superposition(Operator):
             return "w(t)" if callable(weight) else f"{weight:g}"
 
         return " + ".join(f"{name(weight)} * {type(generator).__name__}" for weight, generator in self._terms)
+
+
+def _in_full(native: Any, x: State) -> Any:
+    """A network's output in its state's dtype: in half precision the length of every step would be rounded with it."""
+    if isinstance(native, Mapping) and isinstance(x, Mapping):
+        return {name: _in_full(part, x[name]) for name, part in native.items()}
+    if isinstance(native, Tensor) and isinstance(x, Tensor) and x.is_floating_point() and native.is_floating_point():
+        return native if native.dtype.itemsize >= x.dtype.itemsize else native.to(x.dtype)
+    return native
 
 
 def _scale(triplet: Any, weight: Number, x: State) -> Any:

@@ -25,7 +25,8 @@ class ClassifierFree(Wrapper):
     unconditional one. Every native output is linear in data and noise, so what is extrapolated does not matter; for
     tokens logits are, which multiplies rates, :math:`Q_y^w Q_\varnothing^{1-w}`.
 
-    The network runs once per evaluation, on a batch of twice the size.
+    The network runs once per evaluation, on a batch of twice the size. For w = 1 and w = 0 one half would not count:
+    then it runs on the batch itself.
 
     Parameters
     ----------
@@ -68,10 +69,13 @@ class ClassifierFree(Wrapper):
                 f"guidance needs a condition for {', '.join(missing)}, got {sorted(condition) or 'none'}: "
                 "pass condition={...} with one row for each sample"
             )
-        both = {
-            name: torch.cat([value, torch.full_like(value, self.null[name]) if name in self.null else value])
+        null = {
+            name: torch.full_like(value, self.null[name]) if name in self.null else value
             for name, value in condition.items()
         }
+        if self.scale in (0.0, 1.0):
+            return self.model.native(x, instant, condition if self.scale else null)
+        both = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
         given, free = self.model.native(torch.cat([x, x]), _twice(instant), both).chunk(2)
         return free + self.scale * (given - free)
 

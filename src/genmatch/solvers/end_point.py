@@ -40,7 +40,7 @@ from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_fini
 from .solver import Solver, refuse_parts
 from .transition import Transition, apply_transition
 
-__all__ = ["EndPoint"]
+__all__ = ["EndPoint", "without_divergence"]
 
 Variance = Callable[[Tensor], Number]
 
@@ -121,7 +121,7 @@ class EndPoint(Solver):
         if c.last is not None:
             return apply_transition(field, x, c.last, draws)[0], None
         space, operator = field.space, field.operator
-        triplet, variance = _without_divergence(field, x, c.instant, operator.predict(x, c.instant, field.condition))
+        triplet, variance = without_divergence(field, x, c.instant, operator.predict(x, c.instant, field.condition))
         if triplet.rates is not None and field.fixed is not None:
             triplet = Triplet(triplet.drift, triplet.variance, triplet.rates.keep(~field.fixed))
         if triplet.variance is None or variance is None:
@@ -134,7 +134,7 @@ class EndPoint(Solver):
         return "EndPoint()"
 
 
-def _without_divergence(
+def without_divergence(
     field: Field, x: Tensor, instant: OperatorInstant, predictions: Sequence[Any]
 ) -> tuple[Triplet, Variance | None]:
     """The weighted sum of the terms without the divergences of their variances, and its variance as a function.
@@ -185,7 +185,7 @@ def _probe(field: Field, instant: OperatorInstant) -> tuple[Triplet, Variance | 
         raise ValueError("EndPoint moves states that are one tensor, got a product: use gm.solvers.Euler()")
     x = torch.ones_like(field.like[:1])
     made_up = [model.prediction(x, i, model.blank(x)) for model, i in zip(field.models, instant.models, strict=True)]
-    return _without_divergence(field, x, instant, made_up)
+    return without_divergence(field, x, instant, made_up)
 
 
 def _refuse_negative(field: Field, instant: OperatorInstant) -> None:

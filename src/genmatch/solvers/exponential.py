@@ -41,7 +41,7 @@ from .field import Field
 from .solver import Solver, refuse_negative
 from .transition import Transition, apply_transition, combine
 
-__all__ = ["DDIM", "DDPM", "Exponential", "Opening", "Semilinear"]
+__all__ = ["DDIM", "DDPM", "Exponential", "Opening", "Semilinear", "check_own_noise", "refuse_nonlinear"]
 
 # Noise of more than this many times the memoryless one makes the data prediction of the step before a poor guide.
 CALM = 4.0
@@ -67,10 +67,13 @@ class Semilinear(Solver):
     form
         What is extrapolated from step to step: "data", "noise", or "" for the data forwards and the noise backwards,
         each of which is finite at both ends of such a run.
+    guarded
+        Whether gains are cut where a network's errors in the steps before would count for much more than in this one.
     """
 
     parts = frozenset({"drift", "variance"})
     form: str = ""
+    guarded: bool = True
 
     @staticmethod
     def why_not(field: Field) -> str:
@@ -112,13 +115,13 @@ class Semilinear(Solver):
 
     def defined(self, field: Field, t: float) -> bool:
         """Whether data and noise can be read off the network at ``t``."""
-        self._refuse(field)
+        refuse_nonlinear(self, field)
         (instant,) = field.at(torch.tensor([t], dtype=torch.float64))
         return field.models[0].reads(instant.models[0])
 
     def plan(self, field: Field, times: Tensor) -> list[Transition | Opening]:
         """Two coefficients a step, and those of noise and history where there are any."""
-        self._refuse(field)
+        refuse_nonlinear(self, field)
         model = field.models[0]
         instants = field.at(times)
         refuse_negative(field, instants)
@@ -135,14 +138,14 @@ class Semilinear(Solver):
         plan: list[Transition | Opening] = []
         for i, (damp, noise) in enumerate(zip(factor.tolist(), std.tolist(), strict=True)):
             a, b = model.coefficients(numbers[i], numbers[i + 1].alpha, numbers[i + 1].sigma * damp)
-            row = _trusted(gains[i], keeps[: i + 1], b)
+            row = _trusted(gains[i], keeps[: i + 1], b) if self.guarded else gains[i]
             if row:
                 a, b = a + row[0] * keeps[i][0], b + row[0] * keeps[i][1]
             keep = keeps[i] if reach[i + 1] else None
             plan.append(Transition(instants[i], a, b, noise, _past(row), keep, reach[i + 1]))
         if opening:
             first: Any = plan[0]
-            (gain,) = _trusted((opening,), (keeps[0], keeps[1]), first.b)
+            (gain,) = _trusted((opening,), (keeps[0], keeps[1]), first.b) if self.guarded else (opening,)
             plan[0] = Opening(first, instants[1], keeps[1], gain)
         return plan
 
@@ -164,15 +167,17 @@ class Semilinear(Solver):
         terms = [(1.0, moved), (c.gain * c.keep[0], moved), (c.gain * c.keep[1], again), (-c.gain, kept[0])]
         return combine(terms), kept
 
-    def _refuse(self, field: Field) -> None:
-        why = self.why_not(field)
-        if why:
-            gaussian = isinstance(field.operator.path, GaussianPath)
-            others = ", Heun() or, without noise, Midpoint() or RK4()" if gaussian else ", which moves rates"
-            raise ValueError(
-                f"{type(self).__name__} needs one network and generators that are flow and Langevin noise on a "
-                f"Gaussian path, but {why}. Use gm.solvers.Euler(){others}"
-            )
+
+def refuse_nonlinear(solver: Solver, field: Field) -> None:
+    """Raise unless the field is one that an exponential solver can move."""
+    why = Semilinear.why_not(field)
+    if why:
+        gaussian = isinstance(field.operator.path, GaussianPath)
+        others = ", Heun() or, without noise, Midpoint() or RK4()" if gaussian else ", which moves rates"
+        raise ValueError(
+            f"{type(solver).__name__} needs one network and generators that are flow and Langevin noise on a "
+            f"Gaussian path, but {why}. Use gm.solvers.Euler(){others}"
+        )
 
 
 class Exponential(Semilinear):
@@ -336,21 +341,28 @@ class _Arc(NamedTuple):
         return (scale * (constant * d - linear * c)).tolist(), (scale * (linear * a - constant * b)).tolist()
 
 
-def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float) -> tuple[Tensor, Tensor]:
+def check_own_noise(solver: Solver, field: Field, quiet: str, falls: bool, kind: str = "ancestral noise") -> None:
+    """Raise unless a solver may add noise of its own; ``quiet`` is the solver without it, "" if none is added."""
     if noise_terms(field):
         raise ValueError(
             f"{type(solver).__name__} adds noise of its own, and the generator has noise too: "
             "pass the flow alone, or use gm.solvers.Exponential() for the diffusion"
         )
-    if not eta:
-        return torch.ones_like(t.t), torch.zeros_like(t.t)
-    if bool((s.t < t.t).any()):
-        raise ValueError("ancestral noise runs from noise to data: with times that fall use DDIM(eta=0)")
+    if not quiet:
+        return
+    if falls:
+        raise ValueError(f"{kind} runs from noise to data: with times that fall use {quiet}")
     if not bool(field.operator.path.has_score):  # type: ignore[attr-defined]
         raise ValueError(
-            f"ancestral noise needs a standard normal source independent of the data: on {field.operator.path!r} "
-            f"{field.operator.path.why_no_score()}. Use DDIM(eta=0)"  # type: ignore[attr-defined]
+            f"{kind} needs a standard normal source independent of the data: on {field.operator.path!r} "
+            f"{field.operator.path.why_no_score()}. Use {quiet}"  # type: ignore[attr-defined]
         )
+
+
+def _ancestral(solver: Solver, field: Field, t: Instant, s: Instant, eta: float) -> tuple[Tensor, Tensor]:
+    check_own_noise(solver, field, "DDIM(eta=0)" if eta else "", bool((s.t < t.t).any()))
+    if not eta:
+        return torch.ones_like(t.t), torch.zeros_like(t.t)
     kept = t.alpha * s.sigma / (s.alpha * t.sigma)  # share of the old noise's direction; 0 from pure noise
     share = eta * torch.sqrt(1 - kept**2)
     return torch.sqrt(1 - share**2), s.sigma * share

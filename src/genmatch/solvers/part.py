@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..generators import Operator, OperatorInstant
+from ..spaces import Euclidean, Manifold, Product
 from ..spaces.states import State
 from ..triplet import Triplet
 from .exponential import Exponential
@@ -22,6 +23,7 @@ __all__ = [
     "end_by_flow",
     "end_noise",
     "rates_are_finite",
+    "refuse_curved",
     "refuse_product",
     "terms_with",
 ]
@@ -78,6 +80,17 @@ def refuse_product(solver: Any, field: Field) -> None:
     """Raise for a product state, a dict: its factors' jumps are by turns only in Euler steps."""
     if isinstance(field.like, Mapping):
         raise ValueError(f"{type(solver).__name__} is for one space, not for a product. Use gm.solvers.Euler()")
+
+
+def refuse_curved(solver: Any, field: Field) -> None:
+    """Raise unless drifts at several states can be added: on a curved space they are in different tangent spaces."""
+    spaces = field.space.factors.values() if isinstance(field.space, Product) else (field.space,)
+    for space in spaces:
+        if not isinstance(space, Euclidean):
+            raise ValueError(
+                f"{type(solver).__name__} adds drifts at several states, which makes sense in R^d alone and not on "
+                f"{space!r}. Use gm.solvers.Euler()" + (" or Heun()" if isinstance(space, Manifold) else "")
+            )
 
 
 class DataEnding(NamedTuple):

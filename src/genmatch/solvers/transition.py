@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..generators import OperatorInstant
-from ..random import Draws
+from ..random import BROWNIAN, Draws, fusible, kernels
 from .field import Field
 
 __all__ = ["Transition", "apply_transition", "combine"]
@@ -39,6 +39,8 @@ def apply_transition(
     """The step, and what was kept, the latest first."""
     before = before or ()
     native = field.native(x, c.instant)
+    if c.std and x.is_cuda and c.keep is None and not c.past and fusible(x, draws):
+        return kernels().step(x, native, c.a, c.b, c.std, draws.fork(BROWNIAN)), before[: c.memory]  # type: ignore
     terms = [(c.a, x), (c.b, native), *zip(c.past, before, strict=False)]
     if c.std:
         terms.append((c.std, field.space.brownian(x, draws)))  # type: ignore[arg-type]

@@ -15,16 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..random import Draws
+from ..random import AREA, BROWNIAN, Draws, fusible, kernels
 from ..schedules import Number
 from ..triplet import Triplet, second_order
 from .states import State
 
 __all__ = ["AREA", "BROWNIAN", "Euclidean", "Space", "Tokens"]
-
-# Stream of a step's draws, beside those of genmatch.rates; a solver that needs more takes numbers from 16 on.
-BROWNIAN = 1
-AREA = 4  # the space-time area of the same Brownian motion, for solvers that use it
 
 
 class Space(ABC):
@@ -85,7 +81,10 @@ class Euclidean(Space):
             raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: check the data for NaN")
 
     def brownian(self, x: Tensor, draws: Draws) -> Tensor:
-        return draws.fork(BROWNIAN).normal(x.shape, x.dtype)
+        own = draws.fork(BROWNIAN)
+        if x.is_cuda and fusible(x, own):
+            return kernels().normal(x, own)
+        return own.normal(x.shape, x.dtype)
 
     def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
         if triplet.drift is not None:

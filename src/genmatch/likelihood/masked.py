@@ -24,12 +24,12 @@ import math
 import torch
 from torch import Tensor
 
-from .divergences import CrossEntropy
-from .paths import MixturePath
-from .predict import Predictor
-from .predict.predictor import Condition, check_condition
-from .random import Draws
-from .sampling import evaluation_mode
+from ..divergences import CrossEntropy
+from ..paths import MixturePath
+from ..predict import Predictor
+from ..predict.predictor import Condition, check_condition
+from ..random import Draws
+from ..sampling import evaluation_mode
 
 __all__ = ["bits_per_token", "masked_bound"]
 

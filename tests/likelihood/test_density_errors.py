@@ -1,0 +1,108 @@
+"""What log_prob refuses, and how it says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gaussian_data import World, linear_flow
+
+import genmatch as gm
+
+F64 = torch.float64
+WORLD, SCHEDULE = World(), gm.schedules.CondOT()
+X = torch.zeros(2, 3, dtype=F64)
+
+
+def test_only_flows():
+    model = WORLD.predictor(SCHEDULE)
+    with pytest.raises(TypeError, match=r"a predictor becomes one by gm.Flow\(predictor\)"):
+        gm.log_prob(model, X)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"this generator has variance: take the flow .* gm.likelihood.elbo"):
+        gm.log_prob(gm.Diffusion(model), X, start=0.9)
+    tokens = gm.predict.Tokens(gm.nn.Transformer(3, width=8, depth=1, heads=1, length=4), gm.MixturePath(3))
+    with pytest.raises(TypeError, match="flows on R"):
+        gm.log_prob(gm.CTMC(tokens), torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_only_sources_with_a_density():
+    flow = linear_flow(torch.zeros(3, 3, dtype=F64), torch.zeros(4, 3))
+    with pytest.raises(TypeError, match=r"Empirical\(\(4, 3\)\) has none: use the standard normal"):
+        gm.log_prob(flow, X)
+
+    class Silent:
+        def draw(self, shape, draws):
+            return torch.zeros(shape)
+
+        def log_prob(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="must return"):
+        gm.log_prob(linear_flow(torch.zeros(3, 3, dtype=F64), Silent()), X)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"start": 0.2, "stop": 0.9}, "start is above stop"),
+        ({"times": [0.1, 0.9]}, "times fall"),
+        ({"times": [0.9, 0.0], "steps": 3}, "give times alone"),
+        ({"stop": 0.5}, r"known of the source alone: .* is not noise at t = 0.5"),
+        ({"solver": gm.solvers.DDIM()}, r"general drifts, and DDIM"),
+        ({"batch_size": 0}, "at least 1, got 0"),
+        ({"condition": {"shift": torch.zeros(3)}}, "3|one row for each sample"),
+        ({"start": 1.5}, r"in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_values(known: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        gm.log_prob(WORLD.flow(SCHEDULE), X, **known)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"solver": gm.solvers.RK4}, "call it"),
+        ({"solver": "rk4"}, "must be a genmatch Solver"),
+        ({"divergence": gm.likelihood.Hutchinson}, "got Hutchinson: call it"),
+        ({"divergence": "exact"}, "must be gm.likelihood.Exact"),
+        ({"seed": 0.5}, "seed must be an integer"),
+    ],
+)
+def test_bad_types(known: dict, message: str):
+    with pytest.raises(TypeError, match=message):
+        gm.log_prob(WORLD.flow(SCHEDULE), X, **known)
+
+
+def test_ends_that_are_infinite():
+    with pytest.raises(ValueError, match=r"infinite at t = 1, .* run with start=0.99"):
+        gm.log_prob(WORLD.flow(SCHEDULE, "data"), X, start=1.0)
+    with pytest.raises(ValueError, match=r"infinite at t = 0, .* run with stop=0.00"):
+        gm.log_prob(WORLD.flow(SCHEDULE, "noise"), X, stop=0.0)
+
+
+def test_data_that_are_none():
+    flow = WORLD.flow(SCHEDULE)
+    with pytest.raises(TypeError, match=r"x1 must be a tensor of data \(B, \*S\), got tuple"):
+        gm.log_prob(flow, (2, 3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="floating point"):
+        gm.log_prob(flow, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="non-finite"):
+        gm.log_prob(flow, X + torch.nan)
+    with pytest.raises(ValueError, match="at least one sample"):
+        gm.log_prob(flow, X[:0])
+
+
+def test_an_unfinished_run_is_no_density():
+    flow = WORLD.flow(SCHEDULE)
+    short = gm.solvers.Dopri5(rtol=1e-9, atol=1e-9, max_evaluations=20)
+    with pytest.raises(gm.solvers.UnfinishedError, match="2 of 2"):
+        gm.log_prob(flow, X, solver=short)
+    _, report = gm.log_prob(flow, X, solver=short, report=True)
+    assert report.status.tolist() == [1, 1]
+
+
+def test_a_path_that_does_not_start_in_its_source_is_told():
+    schedule = gm.schedules.DDPM([0.1] * 10)
+    with pytest.warns(UserWarning, match="is not noise at t = 0.*density is that of gm.sample's samples"):
+        value = gm.log_prob(WORLD.flow(schedule), X, start=0.9, solver=gm.solvers.Heun(), steps=2)
+    assert bool(value.isfinite().all())
