@@ -16,13 +16,13 @@ s = gm.solvers
 # Each name is a function of nothing: solvers are cheap to make, and some refuse some models.
 FAMILIES: Mapping[str, Mapping[str, Callable[[], Solver]]] = {
     "Runge-Kutta": {
-        "Euler": lambda: s.Euler(),
-        "Midpoint": lambda: s.Midpoint(),
-        "Heun": lambda: s.Heun(),
-        "Ralston": lambda: s.Ralston(),
-        "Bogacki-Shampine 3": lambda: s.BogackiShampine(),
-        "RK4": lambda: s.RK4(),
-        "Dormand-Prince 5": lambda: s.DormandPrince(),
+        "Euler": s.Euler,
+        "Midpoint": s.Midpoint,
+        "Heun": s.Heun,
+        "Ralston": s.Ralston,
+        "Bogacki-Shampine 3": s.BogackiShampine,
+        "RK4": s.RK4,
+        "Dormand-Prince 5": s.DormandPrince,
     },
     "multistep": {
         "Exponential 1 (DDIM)": lambda: s.Exponential(1),

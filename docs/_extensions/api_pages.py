@@ -30,7 +30,7 @@ GROUPS = {
     "The path": ("schedules", "paths", "couplings", "spaces"),
     "The generator": ("triplet", "rates", "generators", "diffusivity", "predict", "guidance"),
     "Training": ("losses", "times", "weights", "divergences", "training", "nn", "data"),
-    "Sampling": ("sampling", "solvers", "grids", "likelihood", "random", "brownian"),
+    "Sampling": ("sampling", "solvers", "grids", "likelihood", "transitions", "editing", "random", "brownian"),
     "Measuring": ("metrics", "viz", "worlds", "testing", "interop", "kernels"),
 }
 TITLES = {
@@ -39,6 +39,7 @@ TITLES = {
     "nn": "Networks",
     "predict": "Predictors",
     "random": "Random numbers",
+    "transitions": "Transition probabilities",
     "times": "Training times",
     "viz": "Pictures",
     "weights": "Loss weights",

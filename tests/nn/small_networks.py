@@ -47,14 +47,14 @@ class Kind:
         generator = torch.Generator().manual_seed(batch)
         if self.tokens:
             return torch.randint(0, 8, (batch, *self.shape), generator=generator)
-        return torch.randn(batch, *self.shape, generator=generator, dtype=dtype)
+        return torch.randn(batch, *self.shape, generator=generator).to(dtype)
 
     def told(self, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """What a batch is told beside time and label: a context with its mask, the same vectors for the same row."""
         if not self.reads_context:
             return {}
         generator = torch.Generator().manual_seed(1)
-        context = torch.randn(batch, 4, CONTEXT, generator=generator, dtype=dtype)
+        context = torch.randn(batch, 4, CONTEXT, generator=generator).to(dtype)
         mask = torch.arange(4) < torch.arange(batch)[:, None] % 5  # the first row is masked whole
         return {"context": context, "context_mask": mask}
 

@@ -7,6 +7,7 @@ import math
 import sys
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _over(program, count: int, like: Tensor):
+def _over(program: Any, count: int, like: Tensor) -> Any:
     """So many runs of a program, on the device of a tensor."""
     if like.device.type != "cuda":  # the interpreter
         return program[(count,)]

@@ -1,6 +1,8 @@
 """The Triton programs. Imported only where Triton is; all arithmetic is in float32, whatever the tensors hold."""
 
-# pyright: reportPrivateImportUsage=false
+# Triton reads these functions as programs; a checker of Python takes some of what they say for mistakes.
+# pyright: reportPrivateImportUsage=false, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .attention import CrossAttention, SelfAttention
 
-__all__ = ["CONVOLUTIONS", "PixelAttention", "ResidualBlock", "Stage", "modulated_norm", "zero"]
+__all__ = ["CONVOLUTIONS", "PixelAttention", "ResidualBlock", "Stage", "halve", "modulated_norm", "zero"]
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes
 
@@ -94,6 +94,17 @@ def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tens
         return F.group_norm(rows, batch * groups, scale.flatten(), shift.flatten()).view(x.shape)
     ones = (1,) * (x.ndim - 2)
     return torch.addcmul(shift.view(*shift.shape, *ones), F.group_norm(x, groups), scale.view(*scale.shape, *ones))
+
+
+def halve(x: Tensor) -> Tensor:
+    """Means of 2 pixels along every axis of ``(B, C, *size)``."""
+    if x.ndim == 3:
+        return F.avg_pool1d(x, 2)
+    if x.ndim == 4:
+        return F.avg_pool2d(x, 2)
+    # avg_pool3d knows no bfloat16 on a CPU: the last two axes, and then the first.
+    channels, depth = x.shape[1:3]
+    return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, (channels, depth // 2, 2)).mean(3)
 
 
 def zero(layer: nn.Module) -> None:

@@ -127,7 +127,17 @@ class Context(nn.Module):
     Raises
     ------
     ValueError
-        On a call, for a context that is not ``(B, M, dim)``, or a mask that is not bool ``(B, M)``.
+        If `dim` is below 1 or `dropout` not in ``[0, 1]``; on a call, for a context that is not ``(B, M, dim)``, or a
+        mask that is not ``(B, M)``.
+    TypeError
+        On a call, for a context that is not of floating point, or a mask that is not bool.
+
+    Notes
+    -----
+    No context, one of no vectors (M = 0) and one that is masked out whole are the same to a network: its attention
+    sees a learned null vector alone. For :class:`~genmatch.guidance.ClassifierFree` "no context" is therefore the mask:
+    ``condition={"context": c, "context_mask": m}`` and ``null={"context_mask": False}``. A context of zeros is not it.
+    What is masked must still be finite, as zero times NaN is NaN.
     """
 
     def __init__(self, dim: int, dropout: float = 0.1) -> None:
@@ -146,11 +156,16 @@ class Context(nn.Module):
             return None, None
         if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != self.dim:
             raise ValueError(f"context must be ({batch}, M, {self.dim}), got {tuple(context.shape)}")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != context.shape[:2]):
-            raise ValueError(
-                f"context_mask must be bool of shape {tuple(context.shape[:2])}, true where a vector counts, got "
-                f"{mask.dtype} {tuple(mask.shape)}"
-            )
+        if not context.is_floating_point():
+            raise TypeError(f"context holds vectors of floating point, got {context.dtype}: embed ids first")
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(f"context_mask must be bool, true where a vector counts, got {mask.dtype}")
+            if mask.shape != context.shape[:2]:
+                raise ValueError(
+                    f"context_mask must be {tuple(context.shape[:2])}, one for each vector of the context, got "
+                    f"{tuple(mask.shape)}"
+                )
         if self.training and self.dropout > 0:
             kept = torch.rand(batch, 1, device=context.device) >= self.dropout
             mask = kept.expand(context.shape[:2]) if mask is None else mask & kept

@@ -61,8 +61,8 @@ class DiT(nn.Module):
     time
         Another embedding of the time than ``Sinusoidal(256, scale=time_scale)``.
     checkpoint
-        Keep no activations inside the blocks for the backward pass, and compute them again there: less memory for a
-        third more time.
+        In training mode keep no activations inside the blocks for the backward pass, and compute them again there: less
+        memory for a third more time. ``torch.func.vjp`` and ``grad`` refuse it; call ``eval()`` first, or use ``jvp``.
 
     Raises
     ------
@@ -158,9 +158,8 @@ class DiT(nn.Module):
             h = h + self.table
         else:
             rotation = rotary(grid, self.width // self.blocks[0].attention.heads, device=x.device)  # type: ignore[union-attr]
-            rotation = (rotation[0].to(h.dtype), rotation[1].to(h.dtype))
         context, mask = read_context(self.context, context, context_mask, x.shape[0])
-        again = self.checkpoint and torch.is_grad_enabled()
+        again = self.checkpoint and self.training and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             own = (*modulations[MODULATIONS * i : MODULATIONS * (i + 1)], rotation, context, mask)
             h = checkpoint(block, h, *own, use_reentrant=False) if again else block(h, *own)

@@ -56,14 +56,14 @@ class Churn(Solver):
     r"""The stochastic sampler of EDM, on any Gaussian path and with any network.
 
     .. math::
-        \gamma &= \begin{cases}\min(\text{churn}/N, \sqrt2 - 1) & \text{low} \le \hat\sigma_t \le \text{high}\\
-        0 & \text{else,}\end{cases} \qquad \hat\sigma' = (1+\gamma)\,\hat\sigma_t \\
-        \hat x' &= \hat x_t + \text{noise}\,\sqrt{\hat\sigma'^2 - \hat\sigma_t^2}\;z, \qquad
-        \tilde x = \hat x' + (\hat\sigma_s - \hat\sigma')\,E_0(\hat x', \hat\sigma') \\
+        \hat\sigma' &= (1+\gamma)\,\hat\sigma_t, \qquad
+        \hat x' = \hat x_t + \text{noise}\,\sqrt{\hat\sigma'^2 - \hat\sigma_t^2}\;z \\
+        \tilde x &= \hat x' + (\hat\sigma_s - \hat\sigma')\,E_0(\hat x', \hat\sigma') \\
         \hat x_s &= \hat x' + \tfrac12 (\hat\sigma_s - \hat\sigma')\bigl(E_0(\hat x', \hat\sigma')
         + E_0(\tilde x, \hat\sigma_s)\bigr)
 
-    over a run of N steps, with levels :math:`\hat\sigma = \sigma/\alpha` of the data's own scale. The level is not
+    with :math:`\gamma = \min(\text{churn}/N, \sqrt2 - 1)` for levels from ``low`` to ``high``, and 0 for others, over a
+    run of N steps, with levels :math:`\hat\sigma = \sigma/\alpha` of the data's own scale. The level is not
     raised beyond that of t = 0. Order 1 ends a step with :math:`\tilde x`, which is DDIM's step; so do a step to
     :math:`\sigma = 0` and one from :math:`\alpha = 0`, where the level is infinite. With ``churn = 0`` it is the
     deterministic sampler of the paper, on any path.

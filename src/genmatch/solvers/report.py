@@ -24,17 +24,11 @@ class UnfinishedError(RuntimeError):
 
 
 class Report(NamedTuple):
-    """Costs and ends of a run, one number for each sample.
+    """Costs and ends of a run, one number for each sample, ``(B,)``, int64.
 
-    Attributes
-    ----------
-    evaluations
-        How often each network ran for the sample, ``(B,)``, int64.
-    accepted, rejected
-        Steps taken and steps tried in vain, ``(B,)``, int64.
-    status
-        0 for a sample that reached the end; 1 if the most evaluations allowed were spent, 2 if its step became too
-        small, 3 if the field was not finite: the sample is then where it got to.
+    How often each network ran for it, and how many steps were accepted and rejected. Its status is 0 if it reached the
+    end; 1 if the most evaluations allowed were spent, 2 if its step became too small, 3 if the field was not finite:
+    the sample is then where it got to.
     """
 
     evaluations: Tensor
