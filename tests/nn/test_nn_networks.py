@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 from small_networks import BY_NAME, CLASSES, KINDS, SMOOTH, awake
 from torch import nn
 
@@ -261,6 +262,19 @@ def test_inductor_agrees(name):
     with torch.no_grad():
         output = kind.call(torch.compile(network, fullgraph=True))(x, t, label=label)
         torch.testing.assert_close(output, kind.call(network)(x, t, label=label), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_one_compilation_serves_any_batch(kind):
+    network = awake(kind.build(classes=None)).eval()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for batch in (3, 5, 8):
+            inputs = kind.states(batch), torch.rand(batch)
+            torch.testing.assert_close(kind.call(compiled)(*inputs), kind.call(network)(*inputs))
+    assert counter.frame_count == 1
 
 
 # Activation checkpointing

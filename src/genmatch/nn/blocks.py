@@ -86,9 +86,10 @@ class PixelAttention(nn.Module):
 
 def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * group_norm(x) + shift`` for x ``(B, C, *size)`` and a scale and shift ``(B, C)`` for each sample."""
-    if x.is_contiguous():
+    if x.is_contiguous() and not torch.compiler.is_compiling():
         # The batch as channels of one sample: its weights are then a sample's own, and scale and shift cost no pass
-        # over x of their own, nor their gradients (a sum over pixels, slow on a CPU).
+        # over x of their own, nor their gradients (a sum over pixels, slow on a CPU). A compiler fuses them anyway, and
+        # would be bound to this batch by the number of groups.
         batch, channels, *size = x.shape
         rows = x.view(1, batch * channels, *size)
         return F.group_norm(rows, batch * groups, scale.flatten(), shift.flatten()).view(x.shape)
