@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -91,3 +92,72 @@ def test_errors_in_a_factor_name_it():
     path = gm.ProductPath({"label": gm.MixturePath(3), "point": gm.GaussianPath()})
     with pytest.raises(TypeError, match="the factor 'label': Velocity needs a GaussianPath"):
         gm.predict.Product(nn.Identity(), {"label": gm.predict.Velocity, "point": gm.predict.Velocity}, path)
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x, t):
+        return x.to(self.dtype)
+
+
+@pytest.mark.parametrize(
+    "solver", [gm.solvers.Euler(), gm.solvers.Exponential(), gm.solvers.AdamsBashforth()], ids=repr
+)
+def test_a_network_of_another_precision_leaves_the_states_in_theirs(solver):
+    flow = gm.Flow(gm.predict.Velocity(Cast(torch.float64), gm.GaussianPath()))
+    assert gm.sample(flow, torch.zeros(2, 2), steps=3, solver=solver).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"output is torch\.complex64, and states are real"):
+        gm.sample(
+            gm.Flow(gm.predict.Velocity(Cast(torch.complex64), gm.GaussianPath())), (2, 2), steps=3, solver=solver
+        )
+
+
+def test_a_schedule_that_can_change():
+    @dataclass
+    class Mutable(gm.Schedule):
+        n: float = 1.0
+
+        def __call__(self, t):
+            return t**self.n, 1 - t**self.n
+
+    with pytest.raises(TypeError, match=r"Mutable can change: make it @dataclass\(frozen=True\)"):
+        gm.GaussianPath(Mutable())
+
+
+@pytest.mark.parametrize("wrong", [True, 3, gm.BrownianTree])
+def test_a_tree_that_is_none(wrong):
+    flow = gm.Flow(gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath()))
+    for more in ({}, {"log_prob": True}):
+        with pytest.raises(TypeError, match=r"brownian must be a gm\.BrownianTree\(\) or None"):
+            gm.sample(flow, (2, 2), steps=2, brownian=wrong, **more)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(gm.solvers.Exponential, gm.solvers.AdamsBashforth, gm.solvers.DPMSolver, gm.solvers.UniPC, gm.solvers.DEIS),
+        *(gm.solvers.IPNDM, gm.solvers.DPMSolverSingle, lambda order: gm.solvers.Churn(order=order)),
+    ],
+)
+@pytest.mark.parametrize("order", [True, 2.0, "2", None, -1])
+def test_orders_are_integers(make, order):
+    with pytest.raises(ValueError, match=r"order must be .*, got"):
+        make(order)
+
+
+def test_a_solver_that_cannot_move_noise_says_so_wherever_it_starts():
+    sde = gm.Diffusion(gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath()))
+    for solver in (gm.solvers.AdamsBashforth(), gm.solvers.Ralston(), gm.solvers.Midpoint()):
+        with pytest.raises(ValueError, match="cannot move variance"):
+            gm.sample(sde, (2, 2), steps=3, solver=solver)
+
+
+@pytest.mark.parametrize("which", [torch.tensor([True, False]), [0.5], [True], ["a"], [[1]], 3, [float("nan")]])
+def test_steps_that_are_none(which):
+    sde = gm.Diffusion(gm.predict.Data(gm.nn.MLP(2), gm.GaussianPath()))
+    states = gm.sample(sde, (4, 2), steps=2, seed=0, trajectory=True)
+    with pytest.raises(TypeError, match="which is a list of step numbers"):
+        gm.transition_log_prob(sde, states, steps=2, which=which)

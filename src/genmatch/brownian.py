@@ -115,6 +115,11 @@ class BrownianTree:
 
         That is the path that ``gm.sample`` follows under the same seed.
         """
+        if not isinstance(draws, Draws):
+            raise TypeError(f"draws must be gm.Draws, got {type(draws).__name__}")
+        shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        if not shape or shape[0] != draws.samples or min(shape) < 0:
+            raise ValueError(f"draws for {draws.samples} samples have a shape ({draws.samples}, ...), got {shape}")
         (now,) = self.along(draws, (start, stop))
         length = abs(now.length)
         increment, area = now.fork(BROWNIAN).normal(shape, dtype), now.fork(AREA).normal(shape, dtype)

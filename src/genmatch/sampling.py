@@ -23,7 +23,8 @@ from .solvers import Euler, Exponential, Field, Solver
 from .solvers.log_density import LogDensity, check_density, check_span, density_solver, source_log_prob
 from .solvers.report import Report
 from .solvers.run import Increments, Run, Watch, direction, first_time, follow, read_times, stack
-from .solvers.staged import Staged
+from .solvers.solver import refuse_parts
+from .solvers.staged import Staged, offers
 from .solvers.traces import Trace
 from .spaces.states import State, each
 
@@ -142,6 +143,9 @@ def sample(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of (i, t, x), got {type(callback).__name__}")
+    if brownian is not None and (isinstance(brownian, type) or not callable(getattr(brownian, "along", None))):
+        hint = ": call it" if isinstance(brownian, type) else ""
+        raise TypeError(f"brownian must be a gm.BrownianTree() or None, got {brownian!r}{hint}")
     if log_prob:
         check_density(generator, divergence, WHAT)
     elif divergence is not None:
@@ -222,6 +226,8 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
     if float(grid[-1]) == 1.0:
         _check_data(field.operator.path, field.at(grid[-1:])[0].models[0])
     if not solver.defined(field, float(grid[0])):
+        parts = field.parts(field.at(grid[:1])[0])
+        refuse_parts(solver, parts, offers(parts))  # what it cannot move at all it cannot move later either
         other = ", or use gm.solvers.Exponential(), which is exact where the noise is infinite"
         raise ValueError(
             f"{solver!r} cannot start at t = {float(grid[0]):g}, where a network's reading or the noise is infinite: "

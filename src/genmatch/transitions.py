@@ -17,6 +17,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -182,7 +183,11 @@ class _Asked:
             if which != "random":
                 raise ValueError(f"which is a list of steps, 'random' or None for all, got {which!r}")
             return self.random
-        numbers = [int(i) for i in which]
+        if isinstance(which, Tensor):
+            which = which.tolist()
+        if not isinstance(which, Sequence) or any(isinstance(i, bool) or not hasattr(i, "__index__") for i in which):
+            raise TypeError(f"which is a list of step numbers, 'random', or None for all steps, got {which!r}")
+        numbers = [index(i) for i in which]
         wrong = [i for i in numbers if not -count <= i < count]
         if wrong or not numbers:
             raise ValueError(f"which names steps 0 to {count - 1} of this run, got {wrong or 'none'}")

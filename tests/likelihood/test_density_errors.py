@@ -106,3 +106,35 @@ def test_a_path_that_does_not_start_in_its_source_is_told():
     with pytest.warns(UserWarning, match="is not noise at t = 0.*density is that of gm.sample's samples"):
         value = gm.log_prob(WORLD.flow(schedule), X, start=0.9, solver=gm.solvers.Heun(), steps=2)
     assert bool(value.isfinite().all())
+
+
+def every_solver(kind: type[gm.Solver] = gm.Solver) -> set[type[gm.Solver]]:
+    shipped = kind.__module__.startswith("genmatch.") and kind is not gm.solvers.RungeKutta  # without a tableau
+    found = {kind} if shipped and not kind.__abstractmethods__ else set()
+    return found.union(*(every_solver(child) for child in kind.__subclasses__()))
+
+
+@pytest.mark.parametrize("kind", sorted(every_solver(), key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+def test_a_solver_lifts_or_is_refused(kind: type[gm.Solver]) -> None:
+    """A solver that looks at a network past the field would feed it the density too, and give a wrong one."""
+    made = {"JumpThinning": lambda: gm.solvers.JumpThinning(1.0), "Remasking": lambda: gm.solvers.Remasking(churn=1.0)}
+    solver = made.get(kind.__name__, kind)()
+    flow = gm.Flow(WORLD.predictor(SCHEDULE))
+    truth = gm.log_prob(flow, X, start=0.9)
+    if kind.lifts:
+        steps = None if solver.default_steps == 1 else 200
+        found = gm.log_prob(flow, X, start=0.9, solver=solver, steps=steps)
+        torch.testing.assert_close(found, truth, atol=0.05, rtol=0)
+    else:
+        with pytest.raises(
+            ValueError, match=r"log_prob needs a solver of general drifts|cannot move|is for|needs|takes"
+        ):
+            gm.log_prob(flow, X, start=0.9, solver=solver)
+
+
+def test_a_step_that_reads_the_network_itself_refuses_states_that_carry_more() -> None:
+    flow = gm.Flow(WORLD.predictor(SCHEDULE))
+    field = gm.solvers.Field(flow, X, lift=lambda triplet, state, instant: triplet(state, instant))
+    (instant,) = field.at(torch.tensor([0.5], dtype=F64))
+    with pytest.raises(ValueError, match="carry more than the operator moves"):
+        field.native(X, instant)

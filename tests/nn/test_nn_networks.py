@@ -208,6 +208,18 @@ def test_jvp_is_the_derivative(kind):
 
 
 @each_smooth
+def test_jvp_under_autocast_is_close(kind):
+    network = awake(kind.build(time_scale=1.0)).eval()
+    x, t = kind.states(3), torch.rand(3)
+    told = kind.told(3)
+    expected = torch.func.jvp(lambda x: network(x, t, **told), (x,), (x.flip(0),))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        output, tangent = torch.func.jvp(lambda x: network(x, t, **told), (x,), (x.flip(0),))
+    assert output.dtype == torch.bfloat16
+    assert (tangent.float() - expected).norm() / expected.norm() < 0.06
+
+
+@each_smooth
 def test_vjp_is_the_transpose_of_jvp(kind):
     network = kind.call(awake(kind.build().double()).eval())
     x, t = kind.states(2, torch.float64), torch.rand(2, dtype=torch.float64)
@@ -264,14 +276,14 @@ def test_inductor_agrees(name):
         torch.testing.assert_close(output, kind.call(network)(x, t, label=label), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", COMPILED)
+@pytest.mark.parametrize("kind", [each for each in COMPILED if each.id == "unet" or each.marks])
 def test_one_compilation_serves_any_batch(kind):
     network = awake(kind.build(classes=None)).eval()
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
     with torch.no_grad():
-        for batch in (3, 5, 8):
+        for batch in (7, 9, 11):  # not the size of anything else, which would be taken for it
             inputs = kind.states(batch), torch.rand(batch)
             torch.testing.assert_close(kind.call(compiled)(*inputs), kind.call(network)(*inputs))
     assert counter.frame_count == 1

@@ -572,3 +572,46 @@ def test_what_is_refused() -> None:
 
     with pytest.raises(ValueError, match="SRI needs the variance as a function of the state, and Blunt gives none"):
         gm.sample(Blunt(model), (2, 1), solver=SRI())
+
+
+@pytest.mark.parametrize("solver", [SRA(), SRI()], ids=repr)
+def test_a_flow_runs_back(solver) -> None:
+    flow = gm.Flow(line.predictor(gm.schedules.Cosine(), "velocity"))
+    x = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None]
+    back = gm.sample(flow, x, steps=200, start=0.9, stop=0.1, solver=solver)
+    truth = line.flow_map(gm.schedules.Cosine(), x, 0.9, 0.1)
+    torch.testing.assert_close(back, truth, atol=1e-3, rtol=0)
+
+
+class Misshapen(gm.Generator):
+    """A drift or a variance of a wrong shape, or a variance below 0."""
+
+    def __init__(self, model, drift=None, variance=None) -> None:
+        super().__init__(model)
+        self.drift, self.variance = drift, variance
+
+    def triplet(self, x, t, prediction):
+        drift = prediction.velocity if self.drift is None else torch.zeros(self.drift, dtype=x.dtype)
+        return gm.Triplet(drift=drift, variance=self.variance)
+
+
+@pytest.mark.parametrize("solver", [SRA(), SRI()], ids=repr)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drift": (2, 3)}, "a drift has the shape"),
+        ({"variance": torch.ones(2)}, "a variance is a number or has shape"),
+        ({"variance": -1.0}, "negative|must be at least 0"),
+    ],
+)
+def test_shapes_are_checked(solver, options, message) -> None:
+    model = line.predictor(gm.schedules.CondOT(), "velocity")
+    with pytest.raises(ValueError, match=message):
+        gm.sample(
+            Misshapen(model, **options),
+            torch.zeros(2, 1, dtype=torch.float64),
+            steps=2,
+            start=0.2,
+            stop=0.8,
+            solver=solver,
+        )

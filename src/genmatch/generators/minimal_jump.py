@@ -12,7 +12,7 @@ from ..predict.density import DensityInstant, DensityPrediction
 from ..rates import Atoms, Bins, Rates, Term
 from ..schedules import Number
 from ..triplet import Triplet
-from .operator import Generator, check_reading
+from .operator import Generator, check_reading, in_full
 
 __all__ = ["MinimalJump"]
 
@@ -120,7 +120,7 @@ class MinimalJump(Generator):
             points = points.repeat(rows, *[1] * (points.ndim - 1))
             until = None if instant.until is None else instant.until.reshape(-1).repeat_interleave(count)
             instant = DensityInstant(instant.t.reshape(-1).repeat_interleave(count), until, instant.inner)
-        here = prediction.model.prediction(points, instant, prediction.model.native(points, instant))
+        here = prediction.model.prediction(points, instant, in_full(prediction.model.native(points, instant), points))
         rise = -_fall(here)[0]
         _check_finite(rise)
         if instant.until is None:

@@ -26,7 +26,7 @@ from ..spaces.states import State, batch
 from ..triplet import Triplet, Triplets
 from .registration import Own, keep_once
 
-__all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight", "check_reading"]
+__all__ = ["Generator", "Operator", "OperatorInstant", "Superposition", "Weight", "check_reading", "in_full"]
 
 Weight = float | Callable[[float], float]
 
@@ -85,7 +85,7 @@ class Operator(nn.Module, ABC):
         """The prediction of each network at ``x``, each run once."""
         return tuple(
             [
-                model.prediction(x, i, _in_full(model.native(x, i, condition), x))
+                model.prediction(x, i, in_full(model.native(x, i, condition), x))
                 for model, i in zip(self._models, instant.models, strict=True)
             ]
         )
@@ -302,12 +302,14 @@ class Superposition(Operator):
         return " + ".join(f"{name(weight)} * {type(generator).__name__}" for weight, generator in self._terms)
 
 
-def _in_full(native: Any, x: State) -> Any:
+def in_full(native: Any, x: State) -> Any:
     """A network's output in its state's dtype: in half precision the length of every step would be rounded with it."""
     if isinstance(native, Mapping) and isinstance(x, Mapping):
-        return {name: _in_full(part, x[name]) for name, part in native.items()}
+        return {name: in_full(part, x[name]) for name, part in native.items()}
     if isinstance(native, Tensor) and isinstance(x, Tensor) and x.is_floating_point() and native.is_floating_point():
-        return native if native.dtype.itemsize >= x.dtype.itemsize else native.to(x.dtype)
+        return native if native.dtype == x.dtype else native.to(x.dtype)
+    if isinstance(native, Tensor) and native.is_complex():
+        raise TypeError(f"the network's output is {native.dtype}, and states are real: return its real part")
     return native
 
 

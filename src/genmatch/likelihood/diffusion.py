@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..generators.operator import in_full
 from ..paths import GaussianPath
 from ..predict import Predictor
 from ..predict.predictor import Condition, check_condition
@@ -143,7 +144,7 @@ def _diffusion(
         instant = model.instant(schedule.inverse_log_snr(level), x1)
         epsilon = draws.fork(NOISE).at(k).normal(x1.shape, x1.dtype)
         z = instant.alpha * x1 + instant.sigma * epsilon
-        noise = model.prediction(z, instant, model.native(z, instant, condition)).noise
+        noise = model.prediction(z, instant, in_full(model.native(z, instant, condition), z)).noise
         error = _sum((epsilon - noise).double().square())
         total = total + error - level.sigmoid().square() * (_sum(epsilon.double().square()) - size)
     return 0.5 * (high - low) * total / count

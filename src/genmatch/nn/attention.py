@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 __all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "rotary"]
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each, the first half of the sines negated
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -60,9 +60,9 @@ class SelfAttention(nn.Module):
         """Mix the tokens; with a `rotation` (see :func:`rotary`) by their relative positions."""
         batch, length, width = x.shape
         parts = self.input(x).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotation is not None:
-            query, key = _rotate(query, rotation), _rotate(key, rotation)
+        parts = parts.permute(2, 0, 3, 1, 4)
+        value = parts[2]
+        query, key = (parts[:2] if rotation is None else _rotate(parts[:2], rotation)).unbind(0)
         return self.output(attend(query, key, value).transpose(1, 2).reshape(batch, length, width))
 
 
@@ -125,7 +125,7 @@ def rotary(grid: Sequence[int], dim: int, *, period: float = 100.0, device: torc
 
     Returns
     -------
-    Two tensors ``(L, dim)``, float32.
+    Two tensors ``(L, dim)``, float32; pair i are coordinates i and i + dim / 2, and the first one's sine is negated.
 
     References
     ----------
@@ -138,14 +138,15 @@ def rotary(grid: Sequence[int], dim: int, *, period: float = 100.0, device: torc
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))
     angles = (places[:, :, None] * frequencies).flatten(1)
     angles = F.pad(angles, (0, dim // 2 - angles.shape[1]))
-    return torch.cat((angles.cos(),) * 2, -1), torch.cat((angles.sin(),) * 2, -1)
+    sine = angles.sin()
+    return torch.cat((angles.cos(),) * 2, -1), torch.cat((-sine, sine), -1)
 
 
 def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn the pairs (i, i + d/2) of the last axis, in float32 and back."""
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
-    return (x * cosine + torch.cat((-second, first), dim=-1) * sine).to(x.dtype)
+    return torch.addcmul(x * cosine, torch.cat((second, first), dim=-1), sine).to(x.dtype)
 
 
 def _check_heads(width: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""What a network is told beside the state: the time, and perhaps a class label."""
+"""What a network is told beside the state: the time, and perhaps a class label or a context."""
 
 from __future__ import annotations
 

@@ -50,6 +50,11 @@ class GaussianPath(Path):
         schedule = CondOT() if schedule is None else schedule
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be a genmatch Schedule, got {type(schedule).__name__}")
+        if type(schedule).__hash__ is None:
+            raise TypeError(
+                f"a schedule is a value, whose numbers are remembered, and {type(schedule).__name__} can change: "
+                "make it @dataclass(frozen=True)"
+            )
         if isinstance(source, Tensor):
             source = Empirical(source)
         source = Normal() if source is None else source

@@ -23,7 +23,7 @@ from .exponential import Exponential
 from .field import Field
 from .part import refuse_curved
 from .runge_kutta import BogackiShampine, Ralston, RungeKutta, Step, weigh
-from .solver import Solver, refuse_parts
+from .solver import Solver, read_order, refuse_parts
 from .transition import Transition, apply_transition, combine
 
 __all__ = ["AdamsBashforth"]
@@ -61,11 +61,11 @@ class AdamsBashforth(Solver):
         2, 3 or 4.
     """
 
+    lifts = True
     parts = frozenset({"drift"})
 
     def __init__(self, order: int = 2) -> None:
-        if order not in (2, 3, 4):
-            raise ValueError(f"order must be 2, 3 or 4, got {order}: order 1 is gm.solvers.Euler()")
+        read_order(order, (2, 3, 4), ": order 1 is gm.solvers.Euler()")
         self.order = order
 
     def defined(self, field: Field, t: float) -> bool:

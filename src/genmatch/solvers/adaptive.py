@@ -110,6 +110,7 @@ class Dopri5(Solver):
     [0, 0, 0, 0]
     """
 
+    lifts = True
     parts = frozenset({"drift"})
     order = 5
     default_steps = 1

@@ -28,7 +28,7 @@ from ..random import Draws
 from ..schedules import Schedule, check_positive
 from .exponential import check_own_noise, refuse_nonlinear
 from .field import Field
-from .solver import Solver
+from .solver import Solver, read_order
 from .transition import combine
 
 __all__ = ["Churn"]
@@ -67,6 +67,9 @@ class Churn(Solver):
     raised beyond that of t = 0. Order 1 ends a step with :math:`\tilde x`, which is DDIM's step; so do a step to
     :math:`\sigma = 0` and one from :math:`\alpha = 0`, where the level is infinite. With ``churn = 0`` it is the
     deterministic sampler of the paper, on any path.
+
+    Where the schedule ends above 0 (EDM's ``sigma_min``) the last step is of the order chosen too: in a step from 80
+    down to that order 2 overshoots, so few equal steps want order 1.
 
     Order 2 wants steps that shrink towards the data, as those of :func:`genmatch.grids.karras`, or a schedule whose
     noise fades linearly there: with equal steps in t on VP, where it fades as :math:`\sqrt{1-t}`, the last step brings
@@ -114,8 +117,7 @@ class Churn(Solver):
             check_positive("high", high)
         if high < low:
             raise ValueError(f"noise is added where the level is between low and high, got {low} and {high}")
-        if order not in (1, 2):
-            raise ValueError(f"order must be 1 (Euler) or 2 (Heun), got {order}")
+        read_order(order, (1, 2))
         self.churn, self.noise, self.low, self.high, self.order = churn, noise, low, high, order
 
     def defined(self, field: Field, t: float) -> bool:

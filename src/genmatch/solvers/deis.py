@@ -17,6 +17,7 @@ from ..schedules import Instant, Schedule
 from .exponential import Semilinear
 from .field import Field
 from .log_snr import between, check_start, of_changes, polynomial_gains, refuse_noise, second_order_opening
+from .solver import read_order
 
 __all__ = ["DEIS", "IPNDM"]
 
@@ -53,8 +54,7 @@ class DEIS(Semilinear):
     guarded = False
 
     def __init__(self, order: int = 3, start: str = "single") -> None:
-        if order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {order}")
+        read_order(order, (1, 2, 3))
         self.predictions, self.opens = order, check_start(start) == "single"
         self.order = order if self.opens else min(order, 2)
 
@@ -122,8 +122,7 @@ class IPNDM(Semilinear):
     guarded = False
 
     def __init__(self, order: int = 4) -> None:
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
+        read_order(order, (1, 2, 3, 4))
         self.predictions, self.order = order, min(order, 2)
 
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:

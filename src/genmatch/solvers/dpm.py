@@ -26,6 +26,7 @@ from .log_snr import (
     polynomial_gains,
     second_order_opening,
 )
+from .solver import read_order
 
 __all__ = ["DPMSolver"]
 
@@ -67,8 +68,7 @@ class DPMSolver(Semilinear):
     guarded = False  # these are the published steps
 
     def __init__(self, order: int = 2, form: str = "data", start: str = "single") -> None:
-        if order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {order}")
+        read_order(order, (1, 2, 3))
         self.predictions, self.form, self.opens = order, check_form(form), check_start(start) == "single"
         self.order = order if self.opens else min(order, 2)
 

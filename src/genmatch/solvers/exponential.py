@@ -38,7 +38,7 @@ from ..random import Draws
 from ..schedules import Instant
 from .exposure import exposure, noise_terms, noisy_gain
 from .field import Field
-from .solver import Solver, refuse_negative
+from .solver import Solver, read_order, refuse_negative
 from .transition import Transition, apply_transition, combine
 
 __all__ = ["DDIM", "DDPM", "Exponential", "Opening", "Semilinear", "check_own_noise", "refuse_nonlinear"]
@@ -194,8 +194,7 @@ class Exponential(Semilinear):
     """
 
     def __init__(self, order: int = 2) -> None:
-        if order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {order}")
+        read_order(order, (1, 2, 3))
         self.order = order
 
     def damping(self, field: Field, t: Instant, s: Instant) -> tuple[Tensor, Tensor]:

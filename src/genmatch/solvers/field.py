@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..generators import Operator, OperatorInstant
 from ..generators.multiplicative import NotFiniteError
+from ..generators.operator import in_full
 from ..predict.predictor import Condition
 from ..schedules import Schedule, along_batch
 from ..spaces import Euclidean, Manifold, Space
@@ -100,8 +101,16 @@ class Field:
 
     def native(self, x: Tensor, instant: OperatorInstant) -> Tensor:
         """The output of the only network, in the state's dtype: under autocast it may come in less."""
-        output = self.models[0].native(x, instant.models[0], self.condition)
-        return output if output.dtype == x.dtype else output.to(x.dtype)
+        self.refuse_lift()
+        return in_full(self.models[0].native(x, instant.models[0], self.condition), x)
+
+    def refuse_lift(self) -> None:
+        """Raise if states carry more than the operator moves: for what looks at a network, past ``field(x, ...)``."""
+        if self.lift is not None:
+            raise ValueError(
+                "these states carry more than the operator moves, and this step reads the network itself: use "
+                "gm.solvers.RK4() or Heun()"
+            )
 
     def probe(self, instant: OperatorInstant) -> Any:
         """The triplet of one made-up state from made-up predictions: which parts there are, and whether finite."""

@@ -29,7 +29,6 @@ from ..random import Draws
 from ..spaces import Euclidean
 from ..triplet import Triplet
 from .adaptive import Dopri5
-from .exponential import Semilinear
 from .field import Field
 from .run import BLIND_LOG_SNR
 from .solver import Solver
@@ -126,10 +125,10 @@ def check_span(field: Field, solver: Solver, grid: Tensor, instant: Any, what: s
             "the same model, gm.Flow(model), which has the same law if the model is exact, or for a diffusion the "
             "bound gm.likelihood.elbo(model, x1)"
         )
-    if isinstance(solver, Semilinear) or "drift" not in solver.parts:
+    if not solver.lifts:
         raise ValueError(
-            f"{what} needs a solver of general drifts, and {solver!r} integrates a part of the drift by itself or "
-            "none: use gm.solvers.RK4() or Heun(), or leave solver out"
+            f"{what} needs a solver of general drifts, and {solver!r} integrates a part of the drift by itself, adds "
+            "noise, or moves no drift: use gm.solvers.RK4() or Heun(), or leave solver out"
         )
     falls = bool(grid[-1] < grid[0])
     why = field.operator.path.why_not_noise(instant)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..generators import Operator, OperatorInstant
+from ..generators.operator import in_full
 from ..spaces import Euclidean, Manifold, Product
 from ..spaces.states import State
 from ..triplet import Triplet
@@ -53,8 +54,11 @@ class Part:
 
     def __call__(self, x: State, instant: OperatorInstant) -> Triplet:
         """The parts at ``x``."""
+        self.field.refuse_lift()
         predictions = [
-            model.prediction(x, own, model.native(x, own, self.field.condition)) if i in self.models else None
+            model.prediction(x, own, in_full(model.native(x, own, self.field.condition), x))
+            if i in self.models
+            else None
             for i, (model, own) in enumerate(zip(self.field.models, instant.models, strict=True))
         ]
         weights = tuple(w if i in self.terms else 0.0 for i, w in enumerate(instant.weights))

@@ -20,7 +20,7 @@ from ..schedules import Instant, Schedule
 from .exponential import refuse_nonlinear
 from .field import Field
 from .log_snr import between, check_form, half_log_snr, moments, refuse_noise
-from .solver import Solver
+from .solver import Solver, read_order
 from .transition import Transition, apply_transition, combine
 
 __all__ = ["DPMSolverSingle", "Stage", "Stages", "plan_stages", "through_stages"]
@@ -66,8 +66,7 @@ class DPMSolverSingle(Solver):
     parts = frozenset({"drift"})
 
     def __init__(self, order: int = 2, form: str = "noise") -> None:
-        if order not in (2, 3):
-            raise ValueError(f"order must be 2 or 3, got {order}: of order 1 it is gm.solvers.DDIM()")
+        read_order(order, (2, 3), ": of order 1 it is gm.solvers.DDIM()")
         self.order, self.form = order, check_form(form)
 
     def defined(self, field: Field, t: float) -> bool:

@@ -33,11 +33,15 @@ class Solver(ABC):
     default_steps
         How many equal steps ``gm.sample`` takes where none are asked for. An adaptive solver, which chooses its own
         between the times it is given, needs one.
+    lifts
+        Whether it moves a state that carries more than the operator does (a log-density beside x): it must look at the
+        field by ``field(x, instant)`` alone.
     """
 
     parts: frozenset[str]
     order: int
     default_steps: int = 50
+    lifts: bool = False
 
     @abstractmethod
     def defined(self, field: Field, t: float) -> bool:
@@ -58,6 +62,14 @@ class Solver(ABC):
     def start(self, field: Field, x: State) -> Any:
         """What the first step needs to know of the past: nothing."""
         return None
+
+
+def read_order(order: int, allowed: tuple[int, ...], hint: str = "") -> int:
+    """The order that a caller gave; raises unless it is one of those allowed."""
+    if isinstance(order, bool) or not isinstance(order, int) or order not in allowed:
+        names = ", ".join(map(str, allowed[:-1])) + f" or {allowed[-1]}"
+        raise ValueError(f"order must be {names}, got {order!r}{hint}")
+    return order
 
 
 def refuse_parts(solver: Solver, parts: frozenset[str], offers: str) -> None:

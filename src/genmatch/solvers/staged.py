@@ -21,7 +21,7 @@ from .part import DataEnding, FlowEnding, end_by_flow, end_noise, rates_are_fini
 from .solver import Solver, refuse_negative, refuse_parts
 from .transition import Transition, apply_transition
 
-__all__ = ["Staged", "Step", "refuse_state_noise"]
+__all__ = ["Staged", "Step", "offers", "refuse_state_noise"]
 
 
 class Step(NamedTuple):
@@ -50,6 +50,7 @@ class Staged(Solver):
     """
 
     c: tuple[float, ...]
+    lifts = True
 
     @abstractmethod
     def check(self, field: Field, parts: frozenset[str]) -> None:
@@ -70,7 +71,7 @@ class Staged(Solver):
         lengths = (h * field.speed).tolist()  # of a generator that is run back they are positive again
         (first,) = field.at(starts[:1])
         parts = field.parts(first)
-        refuse_parts(self, parts, _offers(parts))
+        refuse_parts(self, parts, offers(parts))
         if parts & {"variance", "rates"} and min(lengths) < 0:
             raise ValueError(
                 "noise and jumps run from noise to data: with times that fall use a flow, drift alone, or the "
@@ -147,7 +148,8 @@ def _finite_variance(field: Field, instant: OperatorInstant) -> bool:
     return all(part.variance is None or bool(torch.as_tensor(part.variance).isfinite().all()) for part in parts)
 
 
-def _offers(parts: frozenset[str]) -> str:
+def offers(parts: frozenset[str]) -> str:
+    """Solvers that move a triplet's parts."""
     if "rates" in parts:
         return "gm.solvers.Euler(), which moves rates (tau-leaping), drift and variance"
     return "gm.solvers.Exponential(), Heun() or Euler(), which move drift and variance"

@@ -30,7 +30,7 @@ from ..generators import OperatorInstant
 from ..random import AREA, Draws
 from ..schedules import Number
 from ..spaces import Euclidean, Space
-from ..spaces.space import root
+from ..spaces.space import check_drift, check_variance, root
 from ..triplet import Triplet
 from .end_point import Variance, without_divergence
 from .field import Field
@@ -126,6 +126,7 @@ class SRI(Staged):
 
     c = NODES
     order = 2
+    lifts = False
     parts = frozenset({"drift", "variance"})
 
     def check(self, field: Field, parts: frozenset[str]) -> None:
@@ -147,20 +148,21 @@ class SRI(Staged):
         if len(c.instants) == 1:
             return space.move(x, field(x, c.instants[0]), h, draws)
         first, early = _read(field, x, c.instants[0])
-        drift, start, step = _drift(first, h), _deviation(first.variance), math.sqrt(h)
+        drift, start = _drift(first, h), _deviation(first.variance, x)
         ahead = x + 3 / 4 * drift
         pair = None if first.variance is None else _brownian(space, x, draws)
         if pair is not None:
-            ahead = ahead + (1.5 * step) * start * pair[1]
+            ahead = ahead + (1.5 * math.sqrt(h)) * start * pair[1]
         second, later = _read(field, ahead, c.instants[1])
         end = x + (1 / 3) * drift + 2 / 3 * _drift(second, h)
         if first.variance is None and second.variance is None:
             return end
         z, slope = _brownian(space, x, draws) if pair is None else pair
+        step = math.sqrt(h)
 
         def deviation(y: Tensor, share: float) -> Any:
-            now = _deviation(early(y))
-            return now + share * (_deviation(later(y)) - now)
+            now = _deviation(early(y), x)
+            return now + share * (_deviation(later(y), x) - now)
 
         quarter = x + 1 / 4 * drift
         side = torch.where(draws.fork(COIN).uniform(x.shape, x.dtype) < 0.5, -step, step)
@@ -191,6 +193,8 @@ def _read(field: Field, x: Tensor, instant: OperatorInstant) -> tuple[Triplet, V
     """The Ito triplet and its variance as a function of the state; each network runs once."""
     predictions = field.operator.predict(x, instant, field.condition)
     triplet = field.operator.read(x, instant, predictions)
+    if triplet.drift is not None:
+        check_drift(triplet.drift, x)
     variance = without_divergence(field, x, instant, predictions)[1]
     return triplet, (lambda y: triplet.variance) if variance is None else variance
 
@@ -199,9 +203,10 @@ def _drift(triplet: Triplet, h: float) -> Any:
     return 0.0 if triplet.drift is None else h * triplet.drift
 
 
-def _deviation(variance: Number | None) -> Any:
+def _deviation(variance: Number | None, x: Tensor) -> Any:
     if variance is None:
         return 0.0
+    check_variance(variance, x)
     return root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)
 
 

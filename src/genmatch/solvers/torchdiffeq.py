@@ -49,6 +49,9 @@ WHY = {
     "non-finite values": "the state is not finite",
 }
 
+# Options that are numbers above 0: torchdiffeq takes any, and comes to no end.
+POSITIVE = ("first_step", "safety", "ifactor", "dfactor", "max_num_steps", "min_step", "max_step", "step_size")
+
 
 class Leg(NamedTuple):
     """Between two asked times: what torchdiffeq solves, and the steps before and after it where that cannot be."""
@@ -110,6 +113,7 @@ class TorchDiffEq(Solver):
         By a run that did not get to its end. There are no states then, as torchdiffeq gives none.
     """
 
+    lifts = True
     parts = frozenset({"drift"})
 
     def __init__(
@@ -122,8 +126,15 @@ class TorchDiffEq(Solver):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         orders = {**ADAPTIVE, **FIXED}
-        if method not in orders:
+        if not isinstance(method, str) or method not in orders:
             raise ValueError(f"method must be one of {', '.join(orders)}, got {method!r}")
+        if not isinstance(adjoint, bool):
+            raise TypeError(f"adjoint must be True or False, got {adjoint!r}")
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"options must be a dict of torchdiffeq's options, got {options!r}")
+        for name in POSITIVE:
+            if name in (options or {}):
+                check_positive(name, options[name])  # type: ignore[index]
         check_positive("rtol", rtol)
         check_positive("atol", atol)
         self.method, self.rtol, self.atol, self.adjoint = method, float(rtol), float(atol), bool(adjoint)

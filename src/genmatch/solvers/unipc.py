@@ -21,7 +21,7 @@ from .exponential import refuse_nonlinear
 from .field import Field
 from .log_snr import between, check_form, check_start, half_log_snr, moments, polynomial_gains, refuse_noise
 from .single_step import Stages, plan_stages, through_stages
-from .solver import Solver
+from .solver import Solver, read_order
 from .transition import Kept, combine
 
 __all__ = ["UniPC"]
@@ -86,8 +86,7 @@ class UniPC(Solver):
         corrector: bool = True,
         start: str = "single",
     ) -> None:
-        if order not in (1, 2, 3):
-            raise ValueError(f"order must be 1, 2 or 3, got {order}")
+        read_order(order, (1, 2, 3))
         if variant not in ("bh1", "bh2"):
             raise ValueError(f"variant must be 'bh1' or 'bh2', got {variant!r}")
         self.p, self.variant, self.form = order, variant, check_form(form)

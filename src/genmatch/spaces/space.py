@@ -20,7 +20,7 @@ from ..schedules import Number
 from ..triplet import Triplet, second_order
 from .states import State
 
-__all__ = ["AREA", "BROWNIAN", "Euclidean", "Space", "Tokens"]
+__all__ = ["AREA", "BROWNIAN", "Euclidean", "Space", "Tokens", "check_drift", "check_variance"]
 
 
 class Space(ABC):
@@ -65,6 +65,29 @@ def root(variance: Tensor) -> Tensor:
     return torch.where(none, 0.0, torch.where(none, 1.0, variance).sqrt())
 
 
+def check_drift(drift: Tensor, x: Tensor) -> None:
+    """Raise unless a drift has the shape of the state."""
+    if drift.shape != x.shape:
+        raise ValueError(f"a drift has the shape {tuple(x.shape)} of the state, got {tuple(drift.shape)}")
+
+
+def check_variance(variance: Number, x: Tensor) -> None:
+    """Raise unless a variance (perhaps times a step) broadcasts along the batch; a number must be at least 0."""
+    if not isinstance(variance, Tensor):
+        if variance < 0:
+            raise ValueError(f"a variance must be at least 0, got {variance} over a step")
+        return
+    if variance.ndim not in (0, x.ndim):
+        raise ValueError(
+            f"a variance is a number or has shape (B, *S) or (B, 1, ..., 1) for a state of shape "
+            f"{tuple(x.shape)}, got {tuple(variance.shape)}: it would be read along a feature"
+        )
+    if torch.broadcast_shapes(variance.shape, x.shape) != x.shape:
+        raise ValueError(
+            f"a variance must broadcast to the state's shape {tuple(x.shape)}, got {tuple(variance.shape)}"
+        )
+
+
 @dataclass(frozen=True)
 class Euclidean(Space):
     r"""R^d, any shape: :math:`x + h\,b + \sqrt{h\,\Sigma}\,z`, then jumps."""
@@ -88,24 +111,11 @@ class Euclidean(Space):
 
     def move(self, x: Tensor, triplet: Triplet, h: Number, draws: Draws, noise: Tensor | None = None) -> Tensor:
         if triplet.drift is not None:
-            if triplet.drift.shape != x.shape:
-                raise ValueError(
-                    f"a drift has the shape {tuple(x.shape)} of the state, got {tuple(triplet.drift.shape)}"
-                )
+            check_drift(triplet.drift, x)
             x = x + h * triplet.drift
         if triplet.variance is not None:
             variance = h * triplet.variance
-            if isinstance(variance, Tensor) and variance.ndim not in (0, x.ndim):
-                raise ValueError(
-                    f"a variance is a number or has shape (B, *S) or (B, 1, ..., 1) for a state of shape "
-                    f"{tuple(x.shape)}, got {tuple(variance.shape)}: it would be read along a feature"
-                )
-            if isinstance(variance, Tensor) and torch.broadcast_shapes(variance.shape, x.shape) != x.shape:
-                raise ValueError(
-                    f"a variance must broadcast to the state's shape {tuple(x.shape)}, got {tuple(variance.shape)}"
-                )
-            if not isinstance(variance, Tensor) and variance < 0:
-                raise ValueError(f"a variance must be at least 0, got {triplet.variance} over a time of {h}")
+            check_variance(variance, x)
             z = self.brownian(x, draws) if noise is None else noise
             x = x + (root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)) * z
         return x if triplet.rates is None else triplet.rates.leap(x, h, draws)
