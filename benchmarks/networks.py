@@ -241,7 +241,7 @@ def measure(pair: Pair, args: argparse.Namespace) -> dict[str, object]:
     t = torch.rand(args.batch, device=args.device)
     both = {"ours": pair.ours, "peer": pair.peer}
     for each in both.values():
-        each.network.to(device=args.device, memory_format=layout)
+        each.network.to(args.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         if args.compile:
             each.network.compile()
     row: dict[str, object] = {"weights": pair.peer.weights, "our_weights": pair.ours.weights}

@@ -161,3 +161,44 @@ def test_steps_that_are_none(which):
     states = gm.sample(sde, (4, 2), steps=2, seed=0, trajectory=True)
     with pytest.raises(TypeError, match="which is a list of step numbers"):
         gm.transition_log_prob(sde, states, steps=2, which=which)
+
+
+class Handmade(gm.Solver):
+    parts = frozenset({"drift"})
+    order = 1
+    short = 0
+
+    def defined(self, field, t):
+        return True
+
+    def plan(self, field, times):
+        rows = list(zip(times.diff().tolist(), field.at(times[:-1]), strict=True))
+        return rows[: len(rows) - self.short]
+
+    def evaluations(self, plan):
+        return len(plan)
+
+    def step(self, field, x, c, draws, carry):
+        return x + c[0] * field(x, c[1]).drift, None
+
+
+def test_a_solver_of_ones_own_that_does_not_look():
+    model = gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath())
+    with pytest.raises(ValueError, match="Handmade cannot move variance"):
+        gm.sample(gm.Diffusion(model, gm.diffusivity.Constant(1.0)), (2, 2), steps=3, start=0.0, solver=Handmade())
+    short = Handmade()
+    short.short = 1
+    with pytest.raises(ValueError, match="planned 2 steps between 4 times"):
+        gm.sample(gm.Flow(model), (2, 2), steps=3, solver=short)
+    with pytest.raises(TypeError, match=r"parts must be a frozenset of 'drift'"):
+        type("Wrong", (Handmade,), {"parts": frozenset({"velocity"})})
+
+
+def test_classes_where_objects_are_wanted():
+    model = gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath())
+    with pytest.raises(TypeError, match="the class CondOT: call it"):
+        gm.GaussianPath(gm.schedules.CondOT)
+    with pytest.raises(TypeError, match="the class Memoryless: call it"):
+        gm.Diffusion(model, gm.diffusivity.Memoryless)
+    with pytest.raises(TypeError, match=r"by an instance such as gm\.solvers\.Heun\(\)"):
+        gm.sample(gm.Flow(model), (2, 2), solver="heun")

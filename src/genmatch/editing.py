@@ -22,8 +22,9 @@ from .initial import read_state
 from .paths import Path
 from .random import Draws
 from .sampling import sample
+from .schedules import check_positive
 from .solvers import Dopri5, Field, Solver
-from .solvers.run import direction
+from .solvers.run import check_ends, direction
 from .spaces.states import State, batch, each, first
 
 __all__ = ["encode", "noised"]
@@ -45,8 +46,8 @@ def encode(
 ) -> Any:
     r"""The noise of given samples under a flow: the end of :math:`\dot x = u_t(x)` from ``start`` down to ``stop``.
 
-    ``gm.sample(flow, encode(flow, x1), solver=gm.solvers.Dopri5(1e-6, 1e-6))`` is x1 again, up to a small multiple of
-    the tolerance.
+    ``gm.sample(flow, encode(flow, x1), solver=gm.solvers.Dopri5(1e-6, 1e-6))`` is x1 again, up to the tolerance times
+    what the flow stretches an error by on its way.
 
     Parameters
     ----------
@@ -94,13 +95,17 @@ def encode(
         raise TypeError(f"encode takes a generator such as gm.Flow(model), got {type(generator).__name__}")
     if not isinstance(x1, Tensor):
         raise TypeError(f"encode takes a tensor of samples (B, *S), got {type(x1).__name__}")
+    check_ends(start, stop)
     if not 1 >= start > stop >= 0:
         raise ValueError(f"encode runs from data to noise, 1 >= start > stop >= 0, got {start} and {stop}")
+    check_positive("tolerance", tolerance)
     if solver is not None and tolerance != 1e-6:
         raise ValueError("give a solver, which has tolerances of its own, or a tolerance, not both")
     field = Field(generator, read_state(generator, x1, None, None).like, speed=direction(generator, None, start, stop))
     (middle,) = field.at(torch.tensor([(start + stop) / 2], dtype=torch.float64))
     random = sorted(field.parts(middle) - {"drift"})
+    if "rates" in random:
+        raise ValueError("jumps have no inverse: only flows on continuous states are encoded")
     if random:
         raise ValueError(
             f"the generator has {' and '.join(random)}: a random run has no inverse. Encode with the flow of the same "
@@ -158,6 +163,8 @@ def noised(path: Path, x1: State, t: float, *, seed: int | None = None, first_in
         raise TypeError(f"noised takes a path such as flow.path, got {type(path).__name__}")
     if isinstance(t, bool) or not isinstance(t, (int, float)):
         raise TypeError(f"t must be a number in [0, 1], got {type(t).__name__}: samples at one time make one run")
+    if not isinstance(x1, (Tensor, Mapping)):
+        raise TypeError(f"noised takes a tensor of samples (B, *S), or a dict of them, got {type(x1).__name__}")
     path.space.check(x1)
     if not path.coupling.independent:
         raise ValueError(

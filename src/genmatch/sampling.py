@@ -21,7 +21,7 @@ from .predict.predictor import check_condition
 from .random import Draws
 from .solvers import Euler, Exponential, Field, Solver
 from .solvers.log_density import LogDensity, check_density, check_span, density_solver, source_log_prob
-from .solvers.report import Report
+from .solvers.report import Report, known
 from .solvers.run import Increments, Run, Watch, direction, first_time, follow, read_times, stack
 from .solvers.solver import refuse_parts
 from .solvers.staged import Staged, offers
@@ -146,18 +146,22 @@ def sample(
     if brownian is not None and (isinstance(brownian, type) or not callable(getattr(brownian, "along", None))):
         hint = ": call it" if isinstance(brownian, type) else ""
         raise TypeError(f"brownian must be a gm.BrownianTree() or None, got {brownian!r}{hint}")
+    if not isinstance(log_prob, bool):
+        raise TypeError(f"log_prob must be True or False, got {log_prob!r}: how it is taken is said by divergence=")
+    if log_prob and brownian is not None:
+        raise ValueError("a log-density is that of a flow, which draws no noise: leave brownian out")
     if log_prob:
         check_density(generator, divergence, WHAT)
     elif divergence is not None:
         raise ValueError("divergence says how a log-density is taken: ask for it by log_prob=True")
-    seed = Draws(seed, 0).seed  # one seed for all batches, also where none was given
+    seed = Draws(seed, 0, first_index=first_index).seed  # one seed for all batches, also where none was given
     size = min(count, batch_size or count)
 
     parts: list[tuple[State, ...]] = []
     reports: list[Report] = []
     with evaluation_mode(generator, grad), torch.set_grad_enabled(grad):
         speed = direction(generator, times, start, stop)
-        lift = LogDensity(divergence, like, Draws(seed, 1)) if log_prob else None
+        lift = LogDensity(divergence, like, Draws(seed, 1), generator) if log_prob else None
         field = Field(generator, like, speed=speed, lift=lift)
         if log_prob and solver is None:
             solver = density_solver()
@@ -170,7 +174,7 @@ def sample(
                 rows = slice(begin, min(begin + size, count))
                 draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
                 own = [rows_of(value, rows, initial.device) for value in (condition, fixed)]
-                lift = LogDensity(divergence, like, draws) if log_prob else None
+                lift = LogDensity(divergence, like, draws, generator) if log_prob else None
                 field = Field(generator, like, *own, speed=speed, lift=lift)
                 # No name holds the first states: they are let go after a step.
                 first = [initial.states(generator.path, run.begin, rows, draws)]
@@ -178,17 +182,18 @@ def sample(
                     ending, passed, own_report = follow(run, field, first.pop(), draws, watch, brownian)
                     density = ()
                 else:
-                    known = source_log_prob(generator.path, first[0], run.begin)
+                    before = source_log_prob(generator.path, first[0], run.begin)
                     state, passed, own_report = follow(run, field, lift.join(first.pop()), draws, watch)
                     ending, change = lift.split(state)
-                    density = (known + change,)
+                    density = (before + change,)
                 parts.append((stack(passed) if trajectory else ending, *density))
                 reports += [] if own_report is None else [own_report]
     first_part, *others = (
         _join(batches, dim=1 if trajectory and not i else 0) for i, batches in enumerate(zip(*parts, strict=True))
     )
     if report:
-        others.append(Report(*(torch.cat(each_part) for each_part in zip(*reports, strict=True))))
+        found = Report(*(torch.cat(each_part) for each_part in zip(*reports, strict=True)))
+        others = [*(known(density, found) for density in others), found]
     return (first_part, *others) if others else first_part
 
 
@@ -206,6 +211,8 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
     solver = default_solver(field) if solver is None else solver
     if not isinstance(solver, Solver):
         hint = ": call it, as in gm.solvers.Heun()" if isinstance(solver, type) else ""
+        if isinstance(solver, str):
+            hint = ", by an instance such as gm.solvers.Heun() or gm.solvers.Exponential()"
         raise TypeError(f"solver must be a genmatch Solver, got {solver!r}{hint}")
     if times is not None:
         if steps is not None or start is not None or stop is not None:
@@ -234,7 +241,12 @@ def _prepare(field: Field, solver, steps, times, start, stop, *, from_source: bo
             f"start a little inside (0, 1), by start={abs(float(grid[0]) - 0.01):g} say"
             + (other if isinstance(solver, Staged) and not Exponential.why_not(field) else "")
         )
-    return Run(solver, grid.tolist(), solver.plan(field, grid), instant)
+    plan = solver.plan(field, grid)
+    parts = field.parts(field.at(grid[:1])[0])
+    refuse_parts(solver, parts, offers(parts))  # a solver of the user's may not look
+    if len(plan) != len(grid) - 1:
+        raise ValueError(f"{solver!r} planned {len(plan)} steps between {len(grid)} times: a plan has one for each")
+    return Run(solver, grid.tolist(), plan, instant)
 
 
 def _check_noise(path: Path, instant: Any, *, falls: bool, told: bool) -> None:

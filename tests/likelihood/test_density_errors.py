@@ -138,3 +138,65 @@ def test_a_step_that_reads_the_network_itself_refuses_states_that_carry_more() -
     (instant,) = field.at(torch.tensor([0.5], dtype=F64))
     with pytest.raises(ValueError, match="carry more than the operator moves"):
         field.native(X, instant)
+
+
+class Hidden(torch.nn.Module):
+    """The exact network of N(0, 1) data, run without gradients."""
+
+    def __init__(self, mode=torch.no_grad) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x, t):
+        with self.mode():
+            alpha, sigma = (value[:, None] for value in gm.schedules.Cosine()(t))
+            return alpha / (alpha**2 + sigma**2) * x
+
+
+@pytest.mark.parametrize("divergence", [None, gm.likelihood.Hutchinson(8)], ids=["exact", "signs"])
+def test_a_network_without_gradients_is_differentiated_forwards(divergence) -> None:
+    """By backward passes it would look constant, and the density be wrong without a word."""
+    flow = gm.Flow(gm.predict.Data(Hidden(), gm.GaussianPath(gm.schedules.Cosine())))
+    x = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=F64)
+    truth = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    found = gm.log_prob(flow, x, divergence=divergence, seed=0)
+    torch.testing.assert_close(found, truth, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"computes under torch\.no_grad"):
+        gm.log_prob(flow, x, divergence=gm.likelihood.Exact(mode="reverse"))
+    with pytest.raises(ValueError, match=r"computes under torch\.no_grad"):
+        gm.log_prob(flow, x, grad=True)
+    frozen = gm.Flow(gm.predict.Data(Hidden(torch.inference_mode), gm.GaussianPath(gm.schedules.Cosine())))
+    with pytest.raises(ValueError, match="inference mode"):
+        gm.log_prob(frozen, x)
+
+
+class Broken(torch.nn.Module):
+    def forward(self, x, t):
+        return torch.where(x[:, :1] > 5, float("nan"), -x)
+
+
+def test_the_density_of_a_sample_that_failed_is_nan() -> None:
+    flow = gm.Flow(gm.predict.Velocity(Broken(), gm.GaussianPath()))
+    x = torch.tensor([[0.0, 1.0], [9.0, 1.0]], dtype=F64)
+    value, report = gm.log_prob(flow, x, report=True)
+    assert report.status.tolist() == [0, 3]
+    assert value.isnan().tolist() == [False, True]
+    _, value, report = gm.sample(flow, x, log_prob=True, report=True)
+    assert report.status.tolist()[1] == 3
+    assert value.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("value", [gm.likelihood.Hutchinson(4), "exact", 1])
+def test_log_prob_is_a_switch(value) -> None:
+    flow = gm.Flow(gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath()))
+    with pytest.raises(TypeError, match="log_prob must be True or False"):
+        gm.sample(flow, (2, 2), log_prob=value)
+
+
+def test_times_are_numbers() -> None:
+    flow = gm.Flow(gm.predict.Velocity(gm.nn.MLP(2), gm.GaussianPath()))
+    for call in (lambda **k: gm.sample(flow, (2, 2), **k), lambda **k: gm.log_prob(flow, torch.zeros(2, 2), **k)):
+        with pytest.raises(TypeError, match="start must be a time"):
+            call(start="1")
+        with pytest.raises(TypeError, match="first_index must be an integer"):
+            call(first_index="a")

@@ -78,7 +78,7 @@ def test_digits_end_to_end():
         (lambda: dequantise(torch.tensor([[True]])), TypeError, "got torch.bool"),
         (lambda: dequantise([0]), TypeError, "must be a tensor"),
         (lambda: dequantise(torch.tensor([[0]]), dtype=torch.float16), TypeError, "float32 or float64"),
-        (lambda: bits_per_dim(torch.zeros(1), 0), ValueError, "dims is the number"),
+        (lambda: bits_per_dim(torch.zeros(1), 0, levels=256), ValueError, "dims is the number"),
         (lambda: bits_per_dim(torch.zeros(1), 3, levels=1), ValueError, "at least 2"),
     ],
 )

@@ -157,3 +157,33 @@ def test_what_it_refuses():
     tokens = gm.predict.Tokens(gm.nn.Transformer(3, width=8, depth=1, heads=1, length=4), gm.MixturePath(3))
     with pytest.raises(TypeError, match="diffusions on a Gaussian path"):
         elbo(tokens, torch.zeros(2, 4, dtype=torch.int64))
+
+
+def spread_of(monkeypatch, evaluations: int) -> float:
+    """Standard deviation of the bound over seeds, at one datum."""
+    model = unit(gm.schedules.Cosine())
+    x1 = torch.full((400, 1), 0.5, dtype=F64)
+    return elbo(model, x1, evaluations=evaluations, seed=0).std().item()
+
+
+def test_each_evaluation_has_noise_of_its_own_and_little_of_it_is_left(monkeypatch) -> None:
+    """The same noise at all levels has the right mean too, and does not average out; so has a poorer control."""
+    one, sixteen = spread_of(monkeypatch, 1), spread_of(monkeypatch, 16)
+    assert sixteen < 0.35 * one
+    monkeypatch.setattr(torch.Tensor, "sigmoid", lambda level: torch.special.expit(level).sqrt())  # c for c^2
+    assert spread_of(monkeypatch, 16) > 1.3 * sixteen
+
+
+def test_a_network_that_is_not_finite_is_said_so() -> None:
+    class Nan(nn.Module):
+        def forward(self, x, t):
+            return x * float("nan")
+
+    with pytest.raises(FloatingPointError, match="3 of 3 bounds are not finite"):
+        elbo(gm.predict.Noise(Nan(), gm.GaussianPath()), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("span", [(1,), 3, "ab", ("a", "b"), (1, 2, 3)])
+def test_a_span_is_a_pair(span) -> None:
+    with pytest.raises(TypeError, match="span is a pair of log-SNRs"):
+        elbo(unit(gm.schedules.Cosine()), torch.zeros(3, 1), span=span)

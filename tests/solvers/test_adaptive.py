@@ -495,7 +495,9 @@ def test_a_cap_that_is_no_integer() -> None:
 def test_generators_that_it_cannot_move() -> None:
     schedule = gm.schedules.Cosine()
     model = law("data", schedule).model
-    with pytest.raises(ValueError, match=r"Dopri5 cannot move variance: it handles drift. Use gm.solvers.Euler\(\)"):
+    with pytest.raises(
+        ValueError, match=r"Dopri5 cannot move variance: it handles drift. Use gm.solvers.Exponential\(\), Heun\(\)"
+    ):
         gm.sample(gm.Diffusion(model, gm.diffusivity.EndpointSafe()), (2, 1), solver=Dopri5(), start=0.0)
     tokens = gm.CTMC(gm.predict.Tokens(nn.Identity(), gm.MixturePath(3, mask=3)))
     with pytest.raises(ValueError, match="Dopri5 cannot move rates"):
@@ -534,3 +536,24 @@ def test_the_names_are_there() -> None:
     assert module.__all__ == ["Dopri5"]
     assert repr(Dopri5(1e-3, 1e-4)) == "Dopri5(rtol=0.001, atol=0.0001)"
     assert (Dopri5.order, Dopri5.default_steps) == (5, 1)
+
+
+def test_without_an_absolute_tolerance_zeros_that_stay_are_no_error() -> None:
+    class Decay(nn.Module):
+        def forward(self, x, t):
+            return -x
+
+    flow = gm.Flow(gm.predict.Velocity(Decay(), gm.GaussianPath()))
+    x, report = gm.sample(flow, torch.tensor([[1.0, 0.0]]), solver=Dopri5(1e-5, 0.0), report=True)
+    assert report.status.tolist() == [0]
+    torch.testing.assert_close(x, torch.tensor([[math.exp(-1), 0.0]]), atol=1e-4, rtol=0)
+
+
+def test_a_noise_network_at_the_noise_of_a_polynomial_schedule() -> None:
+    """Its velocity there is 0 by host numbers, and 0 / 0 by those of each sample."""
+    schedule = gm.schedules.Polynomial(2.0)
+    flow = gm.Flow(line.predictor(schedule, "noise"))
+    for start in (-2.0, 0.3):  # one by one: this network has one time for all of its batch
+        x = torch.tensor([[start]], dtype=torch.float64)
+        found = gm.sample(flow, x, solver=Dopri5(1e-6, 1e-6))
+        torch.testing.assert_close(found, line.flow_map(schedule, x, 0.0, 1.0), atol=1e-3, rtol=0)

@@ -74,6 +74,8 @@ class Langevin(Generator):
     def __init__(self, model: Predictor, diffusivity: Diffusivity | Callable[[Number], Number] | None = None) -> None:
         super().__init__(model)
         check_affine(self, model, "score")
+        if isinstance(diffusivity, type):
+            raise TypeError(f"diffusivity is the class {diffusivity.__name__}: call it, as in Memoryless()")
         if isinstance(diffusivity, (int, float)):
             raise TypeError(
                 f"diffusivity must say what the number is: gm.diffusivity.Constant({diffusivity}) is a variance"

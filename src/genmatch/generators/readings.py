@@ -24,7 +24,7 @@ def check_affine(generator: Generator, model: Predictor, reading: str) -> None:
     if not isinstance(path, GaussianPath) and reading not in model.readings:
         raise TypeError(
             f"{type(generator).__name__} needs a model on a GaussianPath, got one on {path!r} "
-            f"that has no {reading} of its own"
+            f"that has no {reading} of its own" + (": tokens jump, by gm.CTMC(model)" if path.space.discrete else "")
         )
     check_reading(generator, model, reading)
     if not _is_affine(model):

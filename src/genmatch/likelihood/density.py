@@ -20,7 +20,7 @@ from ..random import Draws
 from ..sampling import evaluation_mode
 from ..solvers import Field, Solver
 from ..solvers.log_density import LogDensity, check_density, check_span, density_solver, inner_time, source_log_prob
-from ..solvers.report import Report
+from ..solvers.report import Report, known
 from ..solvers.run import Run, Watch, direction, first_time, follow, read_times
 from ..solvers.traces import Trace
 
@@ -89,7 +89,8 @@ def log_prob(
         solver, in constant memory; the networks then stay in the mode they are in.
     report
         Return the :class:`~genmatch.solvers.Report` too. An evaluation is the drift and its divergence: the network
-        runs once, and its derivative along d directions, or along the probes, beside it.
+        runs once, and its derivative along d directions, or along the probes, beside it. The log-density of a sample
+        that did not reach the source is nan.
     progress
         Show a progress bar.
 
@@ -135,7 +136,7 @@ def log_prob(
     check_condition(condition, count)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    seed = Draws(seed, 0).seed
+    seed = Draws(seed, 0, first_index=first_index).seed
     size = min(count, batch_size or count)
     solver = density_solver() if solver is None else solver
     if not isinstance(solver, Solver):
@@ -146,7 +147,7 @@ def log_prob(
     reports: list[Report] = []
     with evaluation_mode(generator, grad), torch.set_grad_enabled(grad):
         speed = direction(generator, times, 1.0 if start is None else start, 0.0 if stop is None else stop)
-        field = Field(generator, like, speed=speed, lift=LogDensity(divergence, like, Draws(seed, 1)))
+        field = Field(generator, like, speed=speed, lift=LogDensity(divergence, like, Draws(seed, 1), generator))
         run, last, scale = _prepare(field, solver, steps, times, start, stop)
         total = len(run.plan) * math.ceil(count / size)
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
@@ -154,7 +155,7 @@ def log_prob(
             for begin in range(0, count, size):
                 rows = slice(begin, min(begin + size, count))
                 draws = Draws(seed, rows.stop - begin, first_index=first_index + begin, device=initial.device)
-                lift = LogDensity(divergence, like, draws)
+                lift = LogDensity(divergence, like, draws, generator)
                 field = Field(generator, like, rows_of(condition, rows, initial.device), speed=speed, lift=lift)
                 x = scale * initial.states(generator.path, run.begin, rows, draws)
                 state, _, own_report = follow(run, field, lift.join(x), draws, watch)
@@ -162,7 +163,10 @@ def log_prob(
                 values.append(source_log_prob(generator.path, x0, last) - change + like.numel() * math.log(scale))
                 reports += [] if own_report is None else [own_report]
     value = torch.cat(values)
-    return (value, Report(*(torch.cat(parts) for parts in zip(*reports, strict=True)))) if report else value
+    if not report:
+        return value
+    found = Report(*(torch.cat(parts) for parts in zip(*reports, strict=True)))
+    return known(value, found), found
 
 
 def _prepare(field: Field, solver: Solver, steps, times, start, stop) -> tuple[Run, Any, float]:

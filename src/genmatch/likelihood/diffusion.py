@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ def elbo(
     ValueError, TypeError
         On a path whose source is not independent standard normal noise, levels outside the schedule, wrong shapes,
         values that are no levels.
+    FloatingPointError
+        If the network's output is not finite.
 
     Notes
     -----
@@ -118,6 +121,9 @@ def elbo(
     size = x1[0].numel()
     with evaluation_mode(model, grad), torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         total = _prior(x1, low) - _diffusion(model, x1, low, high, evaluations, condition, draws)
+        if not bool(total.isfinite().all()):
+            bad = int((~total.isfinite()).sum())
+            raise FloatingPointError(f"{bad} of {len(x1)} bounds are not finite: the network's output is not finite")
         spread = math.exp(-high / 2)  # sigma / alpha
         if number is None or levels is None:
             return total - 0.5 * size * (1 + math.log(2 * math.pi * spread**2))
@@ -189,8 +195,11 @@ def _read_span(path: GaussianPath, span: Sequence[float] | None) -> tuple[float,
     """The log-SNRs of the two ends."""
     least, most = path.schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     if span is None:
-        return max(least, SPAN[0]), min(most, SPAN[1])
-    low, high = (float(end) for end in span)
+        span = (max(least, SPAN[0]), min(most, SPAN[1]))
+    ends = tuple(span) if isinstance(span, Sequence) else ()
+    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Real) for end in ends):
+        raise TypeError(f"span is a pair of log-SNRs, got {span!r}")
+    low, high = (float(end) for end in ends)
     if not (math.isfinite(low) and math.isfinite(high) and least <= low < high <= most):
         raise ValueError(
             f"span is two finite log-SNRs in rising order, within {least:.4g} to {most:.4g} of {path.schedule!r}, got "

@@ -68,7 +68,7 @@ def dequantise(
     return ((number + noise) * (2 / (levels - 1)) - 1).to(dtype)
 
 
-def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int], *, levels: int | None = 256) -> Tensor:
+def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int], *, levels: int | None) -> Tensor:
     r"""Bits for each value of an image, ``(B,)``:
     :math:`-\bigl(\log p(x) + d\log\tfrac{2}{K-1}\bigr) / (d\log 2)`.
 
@@ -79,18 +79,23 @@ def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int], *, levels: int | N
     dims
         d, or the shape ``S`` of an image.
     levels
-        K. ``None`` for nats that are of probabilities already, such as those of ``elbo(..., levels=K)``: then nothing
-        is added.
+        K, as given to :func:`dequantise`. ``None`` for nats that are of probabilities already, such as those of
+        ``elbo(..., levels=K)``: then nothing is added.
 
     Examples
     --------
     >>> uniform = torch.tensor([-3 * math.log(256 * 2 / 255)])  # the density of three values of 256 equal levels
-    >>> bits_per_dim(uniform, 3)
+    >>> bits_per_dim(uniform, 3, levels=256)
     tensor([8.])
     """
-    size = dims if isinstance(dims, int) else math.prod(dims)
-    if isinstance(dims, bool) or size < 1:
-        raise ValueError(f"dims is the number of values of one image or its shape, got {dims!r}")
+    if not isinstance(log_prob, Tensor):
+        raise TypeError(f"log_prob must be a tensor of nats (B,), got {type(log_prob).__name__}")
+    sides = tuple(dims) if isinstance(dims, Sequence) else (dims,)
+    if not sides or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise TypeError(f"dims is the number of values of one image or its shape, integers, got {dims!r}")
+    if min(sides) < 1:
+        raise ValueError(f"dims is the number of values of one image or its shape, at least 1, got {dims!r}")
+    size = math.prod(sides)
     if levels is not None:
         _check_levels(levels)
         log_prob = log_prob + size * math.log(2 / (levels - 1))

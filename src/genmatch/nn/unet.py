@@ -89,6 +89,7 @@ class UNet(nn.Module):
 
     Train volumes in float32 on a CPU: under bfloat16, torch 2.13's gradient of a 3-D convolution reads memory that
     nothing has written where a level is down to a few pixels, such as 2 x 2 x 2, and may be NaN.
+    ``torch.func.jvp`` works with weights in bfloat16, but not under bfloat16 autocast on a CPU.
 
     References
     ----------

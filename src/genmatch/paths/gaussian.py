@@ -49,7 +49,8 @@ class GaussianPath(Path):
     ) -> None:
         schedule = CondOT() if schedule is None else schedule
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a genmatch Schedule, got {type(schedule).__name__}")
+            hint = f"the class {schedule.__name__}: call it" if isinstance(schedule, type) else type(schedule).__name__
+            raise TypeError(f"schedule must be a genmatch Schedule, got {hint}")
         if type(schedule).__hash__ is None:
             raise TypeError(
                 f"a schedule is a value, whose numbers are remembered, and {type(schedule).__name__} can change: "

@@ -158,7 +158,8 @@ class GeodesicPath(Path):
         _check_space(space)
         schedule = CondOT() if schedule is None else schedule
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a genmatch Schedule, got {type(schedule).__name__}")
+            hint = f"the class {schedule.__name__}: call it" if isinstance(schedule, type) else type(schedule).__name__
+            raise TypeError(f"schedule must be a genmatch Schedule, got {hint}")
         ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))[0].tolist()
         if max(abs(ends[0]), abs(ends[1] - 1)) > 1e-6:
             raise ValueError(

@@ -145,7 +145,8 @@ class MixturePath(Path):
             raise ValueError("give a mask or a source, not both: a mask is a source")
         schedule = CondOT() if schedule is None else schedule
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a genmatch Schedule, got {type(schedule).__name__}")
+            hint = f"the class {schedule.__name__}: call it" if isinstance(schedule, type) else type(schedule).__name__
+            raise TypeError(f"schedule must be a genmatch Schedule, got {hint}")
         ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))[0]
         if not torch.allclose(ends, torch.tensor([0.0, 1.0], dtype=torch.float64)):
             raise ValueError(

@@ -39,7 +39,10 @@ def resolution_shift(size: int | Sequence[int], base: int | Sequence[int]) -> fl
     >>> resolution_shift(1024, 256)
     4.0
     """
-    return math.sqrt(_pixels("size", size) / _pixels("base", base))
+    shift = math.sqrt(_pixels("size", size) / _pixels("base", base))
+    if _axes(size) != _axes(base):
+        raise ValueError(f"size and base must have as many sides, got {size!r} and {base!r}")
+    return shift
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Shifted(Schedule):
     def __post_init__(self) -> None:
         _check_schedule(self.schedule)
         check_positive("shift", self.shift)
+        if not 1 / FARTHEST <= self.shift <= FARTHEST:
+            raise ValueError(f"shift must be between {1 / FARTHEST:g} and {FARTHEST:g}, got {self.shift:g}")
         alpha, sigma = self.schedule(torch.linspace(0, 1, 33, dtype=torch.float64))
         line = bool(((alpha + sigma - 1).abs() < _ROUNDING).all())
         object.__setattr__(self, "_power", 1 if line else 2 if _preserves_variance(alpha, sigma) else 0)
@@ -152,6 +157,7 @@ class ZeroTerminal(Schedule):
         return torch.where(behind, alpha, scaled), torch.where(behind, sigma, noise)
 
 
+FARTHEST = 1e9  # shift: its square is a number in float32
 _ROUNDING = 1e-9
 
 
@@ -163,6 +169,10 @@ def _check_schedule(schedule: Schedule) -> None:
 
 def _preserves_variance(alpha: Tensor, sigma: Tensor) -> bool:
     return bool(((alpha**2 + sigma**2 - 1).abs() < _ROUNDING).all())
+
+
+def _axes(size: int | Sequence[int]) -> int:
+    return len(size) if isinstance(size, Sequence) else 2
 
 
 def _pixels(name: str, size: int | Sequence[int]) -> int:

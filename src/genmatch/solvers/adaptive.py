@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..random import Draws
-from ..schedules import along_batch
+from ..schedules import along_batch, check_positive
 from ..spaces import Euclidean
 from ..spaces.states import State
 from .controller import Controller, first_step, size
@@ -27,6 +27,7 @@ from .report import CAPPED, DONE, NOT_FINITE, TOO_SMALL
 from .samples import Carry, Samples, has_passed, read_off
 from .solver import Solver, refuse_parts
 from .span import Span, finite, read_span
+from .staged import offers
 from .transition import Transition, apply_transition
 
 __all__ = ["Dopri5"]
@@ -65,6 +66,9 @@ class Dopri5(Solver):
     :math:`\sqrt{\text{atol}+\text{rtol}}/4` (in float32 at least 0.0017, as rounding counts for more towards the end),
     and makes one exponential step of order 1, whose error is of the order of the tolerance; a run that begins there
     begins with the inverse of that step. So it starts at t = 0 with every network.
+
+    On a DDPM chain the log-SNR is a line between any two of its steps, so the velocity jumps at each of them: errors
+    stay near 1e-3 whatever the tolerance. For less move the model to VP first, by :class:`genmatch.predict.Reschedule`.
 
     Parameters
     ----------
@@ -126,8 +130,7 @@ class Dopri5(Solver):
         first_step: float | None = None,
     ) -> None:
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of at least 0, got {value}")
+            check_positive(name, value, zero=True)
         if not 0 < rtol + atol < 1:
             raise ValueError(f"rtol + atol must be above 0 and below 1, got {rtol} and {atol}")
         if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int):
@@ -136,17 +139,21 @@ class Dopri5(Solver):
             raise ValueError(
                 f"max_evaluations must be at least {LEAST_CAP}, one step and both ends of a run, got {max_evaluations}"
             )
-        if not 0 < safety < 1:
+        check_positive("safety", safety)
+        if not safety < 1:
             raise ValueError(f"safety must be in (0, 1), got {safety}")
+        if first_step is not None:
+            check_positive("first_step", first_step, zero=True)
         if first_step is not None and not 0 < first_step <= 1:
             raise ValueError(f"first_step must be in (0, 1], got {first_step}: times run from 0 to 1")
-        gains = tuple(pid)
-        if len(gains) != 3 or not all(math.isfinite(gain) for gain in gains):
+        gains: Any = tuple(pid) if isinstance(pid, Sequence) else ()
+        numbers = all(isinstance(gain, (int, float)) and math.isfinite(gain) for gain in gains)
+        if len(gains) != 3 or not numbers:
             raise ValueError(f"pid must be three numbers (proportional, integral, derivative), got {pid}")
         if not gains[1] > 0:
             raise ValueError(f"the integral gain must be positive, got pid={pid}: steps would not follow the error")
         self.rtol, self.atol, self.max_evaluations = float(rtol), float(atol), max_evaluations
-        self.first_step, self.controller = first_step, Controller(*gains, safety)
+        self.first_step, self.controller = first_step, Controller(gains[0], gains[1], gains[2], safety)
 
     def defined(self, field: Field, t: float) -> bool:
         """Whether the field is finite at ``t``, or an exponential step leads there and back."""
@@ -156,7 +163,7 @@ class Dopri5(Solver):
         """The places of the times; how many steps there are between them each sample finds out."""
         refuse_product(self, field)
         (first,) = field.at(times[:1])
-        refuse_parts(self, field.parts(first), "gm.solvers.Euler(), Exponential() or Heun(), on a grid of times")
+        refuse_parts(self, field.parts(first), offers(field.parts(first)))
         if not isinstance(field.space, Euclidean):
             raise ValueError(
                 f"{type(self).__name__} is for Euclidean states, got {field.space!r}: its error estimate subtracts "

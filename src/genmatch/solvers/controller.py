@@ -68,10 +68,12 @@ def size(values: Tensor, scale: Tensor) -> Tensor:
 
     The squares are added in pairs, by sums of whole tensors: the same bits for a sample in every batch.
     """
+    # Without an absolute tolerance a value of 0 whose error is 0 would be 0 / 0.
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
     squares = (values / scale).reshape(len(values), -1).double() ** 2
-    count = squares.shape[1]
+    count = max(squares.shape[1], 1)
     width = 1 << max(count - 1, 0).bit_length()
-    squares = torch.nn.functional.pad(squares, (0, width - count))
+    squares = torch.nn.functional.pad(squares, (0, width - squares.shape[1]))
     while width > 1:
         width //= 2
         squares = squares[:, :width] + squares[:, width:]

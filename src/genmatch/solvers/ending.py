@@ -26,7 +26,7 @@ from .exponential import Exponential
 from .field import Field
 from .transition import Transition
 
-__all__ = ["before_the_end"]
+__all__ = ["before_the_end", "finite"]
 
 MARGIN = 4.0
 
@@ -55,7 +55,7 @@ def before_the_end(field: Field, times: Tensor, tolerance: float) -> tuple[Tenso
         If the field is infinite at the end and no exponential step can be made.
     """
     end = float(times[-1])
-    if field.finite(field.at(times[-1:])[0]):
+    if finite(field, end):
         return times, None
     why = Exponential.why_not(field) if field.lift is None else "the state carries more than the operator moves"
     if why:
@@ -71,6 +71,23 @@ def before_the_end(field: Field, times: Tensor, tolerance: float) -> tuple[Tenso
         return times[:-1], Exponential(order=1).single(field, times[-2:])
     cut = cut.clamp(min(times[-2:].tolist()), max(times[-2:].tolist()))
     return torch.cat([times[:-1], cut]), Exponential(order=1).single(field, torch.cat([cut, times[-1:]]))
+
+
+def finite(field: Field, t: float) -> bool:
+    """Whether the field is finite at a time, read as adaptive steps read it: by numbers of each sample.
+
+    A product with a host number 0 is left out where 0 times infinity would be nan: at the noise of a polynomial
+    schedule, whose derivatives are 0 there, a noise network's velocity is 0 by host numbers and nan by tensors.
+    """
+    time = torch.tensor([t], dtype=torch.float64)
+    if not field.finite(field.at(time)[0]):
+        return False
+    drift = getattr(field.probe(field.among(time.to(_device(field)))), "drift", None)
+    return drift is None or bool(drift.isfinite().all())
+
+
+def _device(field: Field) -> torch.device:
+    return field.like.device if isinstance(field.like, Tensor) else torch.device("cpu")
 
 
 @lru_cache(maxsize=64)

@@ -20,11 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..generators import Operator, OperatorInstant
 from ..paths import GaussianPath, Path
 from ..paths.sources import Normal
+from ..predict.predictor import Learned
 from ..random import Draws
 from ..spaces import Euclidean
 from ..triplet import Triplet
@@ -50,9 +51,12 @@ class LogDensity:
         A state ``(B, *S)``: its shape, dtype and device are those of all states.
     draws
         From which probes are drawn, once for all evaluations.
+    operator
+        The flow: whether its networks let gradients through is looked at in the first evaluation.
     """
 
-    def __init__(self, divergence: Trace | None, like: Tensor, draws: Draws) -> None:
+    def __init__(self, divergence: Trace | None, like: Tensor, draws: Draws, operator: Operator) -> None:
+        self.operator, self.looked = operator, False
         self.divergence: Trace = Exact() if divergence is None else divergence
         self.shape = like.shape[1:]
         states = torch.empty((draws.samples, *self.shape), dtype=like.dtype, device=like.device)
@@ -80,8 +84,42 @@ class LogDensity:
         def drift(y: Tensor) -> Tensor:
             return triplet(y, instant).drift
 
-        value, divergence = self._take(drift, x)
+        if self.looked:
+            value, divergence = self._take(drift, x)
+        else:
+            value, divergence = self._look(drift, x)
         return Triplet(drift=torch.cat([value.reshape(len(x), -1), -divergence[:, None]], 1))
+
+    def _look(self, drift: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first evaluation. A network under ``no_grad`` would look constant to backward passes."""
+        hidden: list[bool] = []
+
+        def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor) and inputs[0].requires_grad:
+                hidden.append(not output.requires_grad)
+                if output.is_inference():
+                    raise ValueError(
+                        f"{type(module).__name__} runs in inference mode, which keeps no derivatives, and a "
+                        "log-density needs its divergence: run it under torch.no_grad() or plainly"
+                    )
+
+        networks = [part.network for part in self.operator.modules() if isinstance(part, Learned)]
+        handles = [network.register_forward_hook(see) for network in networks]
+        try:
+            value, divergence = self._take(drift, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.looked = True
+        if not any(hidden):
+            return value, divergence
+        if self.divergence.mode == "reverse" or torch.is_grad_enabled():
+            raise ValueError(
+                "a network computes under torch.no_grad(), so nothing can be differentiated backwards through it: "
+                'leave mode="reverse" and grad=True out, or take no_grad away'
+            )
+        self.reverse = False
+        return self._take(drift, x)
 
     def _take(self, drift: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """The drift and its divergence; by backward passes if the network has no forward mode."""
@@ -105,7 +143,8 @@ def check_density(generator: Operator, divergence: Trace | None, what: str) -> N
         )
     path = generator.path
     if type(path.space) is not Euclidean:
-        raise TypeError(f"{what} is of flows on R^d with the Lebesgue measure, got a path on {path.space!r}")
+        bound = "; of masked tokens there is a bound, gm.likelihood.masked_bound" if path.space.discrete else ""
+        raise TypeError(f"{what} is of flows on R^d with the Lebesgue measure, got a path on {path.space!r}{bound}")
     if not isinstance(path.source, Normal) and not callable(getattr(path.source, "log_prob", None)):
         raise TypeError(
             f"{what} needs the density of the source, and {path.source!r} has none: use the standard normal source, "
@@ -128,7 +167,8 @@ def check_span(field: Field, solver: Solver, grid: Tensor, instant: Any, what: s
     if not solver.lifts:
         raise ValueError(
             f"{what} needs a solver of general drifts, and {solver!r} integrates a part of the drift by itself, adds "
-            "noise, or moves no drift: use gm.solvers.RK4() or Heun(), or leave solver out"
+            "noise, or moves no drift: use gm.solvers.RK4() or Heun(), or leave solver out (a solver of your own that "
+            "reads the field by field(x, instant) alone may say lifts = True)"
         )
     falls = bool(grid[-1] < grid[0])
     why = field.operator.path.why_not_noise(instant)

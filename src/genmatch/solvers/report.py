@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CAPPED", "DONE", "NOT_FINITE", "TOO_SMALL", "Report", "UnfinishedError", "read_report"]
+__all__ = ["CAPPED", "DONE", "NOT_FINITE", "TOO_SMALL", "Report", "UnfinishedError", "known", "read_report"]
 
 DONE, CAPPED, TOO_SMALL, NOT_FINITE = 0, 1, 2, 3
 MEANINGS = {
@@ -36,6 +36,14 @@ class Report(NamedTuple):
     rejected: Tensor
     status: Tensor
 
+    def __repr__(self) -> str:
+        numbers = self.evaluations.double()
+        spread = f"{int(numbers.min())} to {int(numbers.max())}, {numbers.mean().item():.1f} on average"
+        return (
+            f"Report({len(numbers)} samples; evaluations {spread}; {int(self.accepted.sum())} steps taken, "
+            f"{int(self.rejected.sum())} rejected; {self.message})"
+        )
+
     @property
     def message(self) -> str:
         """How many samples ended how, in words."""
@@ -50,6 +58,11 @@ class Report(NamedTuple):
             raise UnfinishedError(
                 f"{self.message}. With report=True the states are returned as they are, with a status for each sample"
             )
+
+
+def known(log_prob: Tensor, report: Report) -> Tensor:
+    """Log-densities, nan for samples that did not get to the end: where they stopped none is known."""
+    return log_prob.masked_fill(report.status != DONE, float("nan"))
 
 
 def read_report(solver: Any, plan: Any, carry: Any, samples: int, device: torch.device) -> Report:

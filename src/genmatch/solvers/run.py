@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from .report import Report, read_report
 from .solver import Solver
 from .staged import Staged
 
-__all__ = ["Increments", "Run", "Watch", "direction", "first_time", "follow", "read_times", "stack"]
+__all__ = ["Increments", "Run", "Watch", "check_ends", "direction", "first_time", "follow", "read_times", "stack"]
 
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
 
@@ -78,8 +79,16 @@ def follow(
     return x, states, found
 
 
+def check_ends(start: Any, stop: Any) -> None:
+    """Raise unless start and stop are numbers, or left out."""
+    for name, value in (("start", start), ("stop", stop)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name} must be a time, a number in [0, 1], got {value!r}")
+
+
 def direction(generator: Operator, times: Any, start: float | None, stop: float | None) -> float:
     """The speed that a generator needs: -1 if times fall and it is one that is run back."""
+    check_ends(start, stop)
     if times is not None:
         grid = read_times(times)
         begin, end = float(grid[0]), float(grid[-1])

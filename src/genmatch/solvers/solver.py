@@ -43,6 +43,14 @@ class Solver(ABC):
     default_steps: int = 50
     lifts: bool = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        parts = getattr(cls, "parts", frozenset())
+        if isinstance(parts, str) or not set(parts) <= {"drift", "variance", "rates"}:
+            raise TypeError(
+                f"{cls.__name__}.parts must be a frozenset of 'drift', 'variance' and 'rates', got {parts!r}"
+            )
+
     @abstractmethod
     def defined(self, field: Field, t: float) -> bool:
         """Whether all that the solver evaluates is finite at time ``t``."""
@@ -74,6 +82,8 @@ def read_order(order: int, allowed: tuple[int, ...], hint: str = "") -> int:
 
 def refuse_parts(solver: Solver, parts: frozenset[str], offers: str) -> None:
     """Raise if a triplet has parts that the solver cannot move."""
+    if not hasattr(solver, "parts"):
+        raise TypeError(f"{type(solver).__name__} does not say what it moves: set parts = frozenset({{'drift'}}), say")
     wrong = sorted(parts - solver.parts)
     if wrong:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ending import before_the_end
+from .ending import before_the_end, finite
 from .exponential import Exponential
 from .field import Field
 from .transition import Transition, apply_transition
@@ -91,11 +91,6 @@ def read_span(field: Field, times: Tensor, tolerance: float) -> Span:
         elif sign * (t - stop) < 0:
             asked[place] = t
     return Span(start, stop, opening, asked, before, after)
-
-
-def finite(field: Field, t: float) -> bool:
-    """Whether the field is finite at a time."""
-    return field.finite(field.at(torch.tensor([t], dtype=torch.float64))[0])
 
 
 def _layer(field: Field, origin: float, t: float) -> Transition:

@@ -118,7 +118,7 @@ class Exact(Trace):
         return value, divergence
 
     def __repr__(self) -> str:
-        return f"Exact({'' if self.chunk is None else f'chunk={self.chunk}'})"
+        return f"Exact(chunk={self.chunk}, mode={self.mode!r})"
 
 
 class Hutchinson(Trace):
@@ -168,7 +168,7 @@ class Hutchinson(Trace):
         return value, products.mean(0)
 
     def __repr__(self) -> str:
-        return f"Hutchinson(probes={self.count}, distribution={self.distribution!r})"
+        return f"Hutchinson(probes={self.count}, distribution={self.distribution!r}, mode={self.mode!r})"
 
 
 def _check_count(name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..generators import Operator
 from ..initial import rows_of
 from ..spaces import Manifold, Product, Space
-from ..spaces.states import State, each
+from ..spaces.states import State, each, first
 from .exponential import Exponential
 from .field import Field
 from .runge_kutta import RK4
@@ -19,6 +19,7 @@ from .solver import Solver
 
 __all__ = ["Trial", "displacement", "march"]
 
+ROUNDINGS = 16  # of the states' size: a run of a few steps errs by no more than this much of it by rounding
 FINER = 4  # steps of the exponential reference between two knots: as many evaluations as RK4 makes
 
 
@@ -31,10 +32,19 @@ class Trial(NamedTuple):
     reference: list[State]  # states at the knots
 
     @classmethod
-    def of(cls, generator: Operator, solver: Solver, x: State, condition: Any, rows: slice, knots: Tensor) -> Trial:
+    def of(
+        cls,
+        generator: Operator,
+        solver: Solver,
+        x: State,
+        condition: Any,
+        rows: slice,
+        knots: Tensor,
+        speed: float = 1.0,
+    ) -> Trial:
         part = each(lambda whole: whole[rows], x)
         device = next(iter(part.values())).device if isinstance(part, Mapping) else part.device
-        field = Field(generator, part, rows_of(condition, rows, device))
+        field = Field(generator, part, rows_of(condition, rows, device), speed=speed)
         exact = RK4() if Exponential.why_not(field) else Exponential(order=3)
         finer = 1 if isinstance(exact, RK4) else FINER
         inner = knots[:-1, None] + knots.diff()[:, None] * torch.arange(finer, dtype=torch.float64) / finer
@@ -60,15 +70,30 @@ class Trial(NamedTuple):
         # Without cancellation where d is small: (sqrt(1 + r) - 1) / r = 1 / (sqrt(1 + r) + 1).
         return (apart * (2 / ((1 + ratio).sqrt() + 1)).sqrt()).flatten() / len(apart) ** 0.5
 
+    def losses(self, times: Tensor, scale: float) -> Tensor:
+        """The part of each sample in the square of the residual, times B; infinite if a run is not finite."""
+        residual, count = self.residual(times, scale), len(first(self.reference[-1]))
+        if residual is None:
+            return torch.full((count,), float("inf"), dtype=torch.float64)
+        return count * residual.reshape(count, -1).square().sum(1)
+
     def loss(self, times: Tensor, scale: float) -> float:
         """The square of the residual; infinite if a run is not finite."""
-        residual = self.residual(times, scale)
-        return float("inf") if residual is None else residual.square().sum().item()
+        return self.losses(times, scale).mean().item()
 
-    def median(self, times: Tensor) -> float:
-        """The median distance; infinite if a run is not finite."""
+    def distance(self, times: Tensor) -> float:
+        """The median distance, or where that is 0 the root mean square; infinite if a run is not finite."""
         apart = self.apart(times)
-        return float("inf") if apart is None else apart.norm(dim=1).median().item()
+        if apart is None:
+            return float("inf")
+        lengths = apart.norm(dim=1)
+        return lengths.median().item() or lengths.square().mean().sqrt().item()
+
+    @property
+    def rounding(self) -> float:
+        """What a distance may be by rounding alone."""
+        end = first(self.reference[-1])
+        return ROUNDINGS * torch.finfo(end.dtype).eps * end.double().square().mean().sqrt().item()
 
     def local_errors(self) -> Tensor:
         """Root mean square errors of single steps between knots, each from the reference's state, ``(knots - 1,)``.
@@ -91,12 +116,12 @@ def displacement(space: Space, goal: State, x: State) -> Tensor:
     if isinstance(space, Product):
         return torch.cat([displacement(own, goal[name], x[name]) for name, own in space.factors.items()], 1)
     if not isinstance(space, Manifold):
-        return (x.double() - goal.double()).flatten(1)
+        return (x.double() - goal.double()).reshape(len(x), -1)
     goal, x = goal.double(), x.double()
     straight = space.log(goal, x)
     flat = straight.flatten(straight.ndim - space.event_ndim)
     scale = space.norm(goal, straight) / flat.norm(dim=-1).clamp(min=1e-300)
-    return (flat * scale[..., None]).flatten(1)
+    return (flat * scale[..., None]).reshape(len(x), -1)
 
 
 class _NoDraws:

@@ -96,7 +96,10 @@ class Euclidean(Space):
 
     def check(self, x: Tensor) -> None:
         if not x.is_floating_point():
-            raise TypeError(f"a continuous state must be floating point, got {x.dtype}: call .float() on it")
+            images = " (8-bit images go to [-1, 1]: x / 127.5 - 1, or gm.likelihood.dequantise)" * (
+                x.dtype == torch.uint8
+            )
+            raise TypeError(f"a continuous state must be floating point, got {x.dtype}: call .float() on it{images}")
         if x.ndim < 1:
             raise ValueError("a state has shape (B, *S), got a scalar")
         if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
