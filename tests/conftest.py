@@ -13,6 +13,9 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which is chosen when they are imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 hypothesis.settings.register_profile(

@@ -261,7 +261,8 @@ class _Ahead:
 
 def fusible(x: Tensor, draws: object) -> bool:
     """Whether a kernel may make the numbers for a state on a GPU: plain draws, float32, outside a compiled graph."""
-    return type(draws) is Draws and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    plain = type(draws) is Draws and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return plain and kernels().usable(x.device)
 
 
 def kernels() -> Any:

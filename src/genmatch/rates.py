@@ -155,7 +155,7 @@ def _one_table(terms: list[Term], x: Tensor, draws: Draws) -> Tensor | None:
     where = terms[0].where
     plain = type(draws) is Draws and not torch.compiler.is_compiling()
     one = plain and len(terms) == 1 and not x.is_floating_point()
-    return where.logits if one and isinstance(where, Categorical) else None
+    return where.logits if one and isinstance(where, Categorical) and kernels().usable(x.device) else None
 
 
 def _land_some(where: Landing, rows: Tensor, uniform: Tensor, draws: Draws) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from small_networks import DIT, awake
 from torch import nn
 
-from genmatch.nn import DiT, SelfAttention
+from genmatch.nn import DiT, SelfAttention, UNet
 from genmatch.nn.attention import rotary
 from genmatch.nn.modulated import ModulatedBlock
 
@@ -232,3 +232,32 @@ def test_bad_states(shape, message):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         DiT(**{"channels": 1, "size": (4, 6), **DIT, **options})
+
+
+def test_a_head_too_small_for_the_axes_is_refused():
+    for size, width, heads in (((8, 8), 8, 4), ((4, 4, 4), 16, 4)):
+        with pytest.raises(ValueError, match="need a pair of a head's coordinates for each axis"):
+            DiT(1, size, width=width, heads=heads, depth=1)
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_checkpointed_networks_are_differentiated_forwards_too(kind):
+    """What is computed again has no tangent, so within a transform nothing is."""
+    build = {
+        "dit": lambda again: DiT(1, (4, 4), width=16, heads=2, depth=1, checkpoint=again),
+        "unet": lambda again: UNet(1, width=8, multipliers=(1, 2), blocks=1, heads=2, groups=4, checkpoint=again),
+    }[kind]
+    x, t = torch.randn(2, 1, 4, 4), torch.rand(2)
+    found = []
+    for again in (False, True):
+        network = awake(build(again)).train()
+        value, tangent = torch.func.jvp(lambda x, network=network: network(x, t), (x,), (x,))
+        (value.square().sum() + tangent.square().sum()).backward()
+        found.append([p.grad for p in network.parameters()])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("network", [DiT(1, (4, 4), width=16, heads=2, depth=1, context=3)], ids=["dit"])
+def test_an_empty_batch(network):
+    assert network(torch.zeros(0, 1, 4, 4), torch.zeros(0)).shape == (0, 1, 4, 4)

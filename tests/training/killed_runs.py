@@ -112,19 +112,33 @@ def main(folder: str, *places: str) -> None:
 
 
 def kill_at_random(folder: Path, seed: int) -> None:
-    """Kill a run after a random time, again and again until it ends; print the step of the checkpoint each time."""
+    """Kill a run a random time after a random step, again and again until it ends; print the checkpoint's step then."""
     generator, step = random.Random(seed), 0
     while step < MANY:
         child = os.fork()
         if child == 0:
             train(folder, steps=MANY, every=1)
             os._exit(0)
-        time.sleep(generator.random() * 0.5)
+        left, last = generator.randint(1, MANY // 3), _stamp(folder)
+        while left and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.0005)
+            left, last = left - (_stamp(folder) != last), _stamp(folder)
+        time.sleep(generator.random() * 0.01)  # a few steps, and anywhere within one
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         saved = Checkpoint(folder).open(True)  # whole, or not there
         step = 0 if saved is None else saved.step
         print(step)
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What changes with every checkpoint that is written; reading one while it is replaced would be no test of it."""
+    path = folder / "checkpoint.safetensors"
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 if __name__ == "__main__":

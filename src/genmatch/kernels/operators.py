@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..random import Draws
 from . import launch, reference
@@ -70,6 +71,9 @@ def step(
             )
     if any(t is not None and not t.is_floating_point() for t in (x, y, other)):
         raise TypeError("x, y and other must be floating point")
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # type: ignore[attr-defined]
+        # An operator of torch has no forward derivative, and would drop tangents without a word.
+        return reference.step(x, y, other, float(a), float(b), float(guidance), float(std), Address.of(draws))
     return torch.ops.genmatch.step(x, y, other, float(a), float(b), float(guidance), float(std), *_numbers(draws))
 
 
@@ -151,6 +155,8 @@ def _step(
     step: int,
     stream: int,
 ) -> Tensor:
+    if x.is_contiguous():  # a network in channels_last returns its own layout
+        y, other = y.contiguous(), None if other is None else other.contiguous()
     run = launch if launch.supported(x, y, other) else reference
     return run.step(x, y, other, a, b, guidance, std, _address(seed, first, step, stream))
 
@@ -182,8 +188,9 @@ def _jump(
     x: Tensor, logits: Tensor, chance: Tensor, seed: int, first: int, step: int, whether: int, where: int
 ) -> Tensor:
     address = _address(seed, first, step, whether)
-    fits = x.is_contiguous() and x.dtype in launch.TOKENS and logits.shape[-1] <= launch.LARGEST_VOCABULARY
-    run = launch if fits and chance.dtype == torch.float32 and launch.supported(logits, chance) else reference
+    x, logits, chance = x.contiguous(), logits.contiguous(), chance.contiguous().float()
+    fits = x.dtype in launch.TOKENS and logits.shape[-1] <= launch.LARGEST_VOCABULARY
+    run = launch if fits and launch.supported(logits, chance) else reference
     return run.jump(x, logits, chance, address, where)
 
 

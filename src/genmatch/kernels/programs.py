@@ -34,7 +34,7 @@ def _pair(radius_word, angle_word):
     return radius * tl.cos(angle), radius * tl.sin(angle)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "first", "step", "stream", "before"])
 def normal_program(out, seed, first, step, stream, size, blocks, before, BLOCK: tl.constexpr):
     """Normals of one sample's stretch of 4 * BLOCK elements; out ``(B, size)``, ``blocks`` stretches a sample.
 
@@ -48,7 +48,7 @@ def normal_program(out, seed, first, step, stream, size, blocks, before, BLOCK: 
     tl.store(out + row * size + places, z, mask=places < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "first", "step", "stream", "before"])
 def step_program(
     out,
     x,
@@ -93,7 +93,7 @@ def _uniform(seed, element, sample, step, stream):
     return (word.to(tl.uint32, bitcast=True) >> 8).to(tl.float32) * 5.9604644775390625e-08
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "first", "step", "whether", "where", "before"])
 def jump_program(
     out,
     x,
@@ -141,12 +141,15 @@ def jump_program(
         # Rounding must not lead past the last chunk that has any weight.
         last = tl.max(tl.where(masses > 0, chunks, 0), 0)
         chunk = tl.minimum(tl.sum((edges <= level).to(tl.int32), 0), last)
+        # A sum and a running sum round differently: never a chunk, or a value in it, of weight zero.
+        chunk = tl.min(tl.where((masses > 0) & (chunks >= chunk), chunks, last), 0)
         below = tl.sum(tl.where(chunks < chunk, masses, 0.0), 0)
         place = chunk * CHUNK + inner
         part = tl.load(logits + row * values + place, mask=place < values, other=float("-inf")).to(tl.float32)
         weights = tl.exp(part - highest)
         final = tl.max(tl.where(weights > 0, inner, 0), 0)
         value = tl.minimum(tl.sum((tl.cumsum(weights, 0) <= level - below).to(tl.int32), 0), final)
+        value = tl.min(tl.where((weights > 0) & (inner >= value), inner, final), 0)
         landed = chunk * CHUNK + value
         token = tl.where(total > 0, landed, -1).to(token.dtype)
     tl.store(out + row, token)

@@ -6,7 +6,8 @@ networks                                :class:`MLP` for vectors, :class:`UNet` 
 embeddings of time                      :class:`Sinusoidal`, :class:`Fourier`
 parts to build one's own network with   :class:`Conditioning`, :class:`Labels`, :class:`Context`,
                                         :class:`SelfAttention`, :class:`CrossAttention`
-averaged weights                        :class:`EMA`
+averaged weights                        :class:`EMA`; :class:`PowerEMA`, whose width
+                                        :func:`reconstruct` sets after the training
 ======================================  ===============================================================================
 
 Any ``torch.nn.Module`` with this call will do; nothing else in the library asks for these.
@@ -20,6 +21,8 @@ from .dit import DiT
 from .ema import EMA
 from .embeddings import Fourier, Sinusoidal
 from .mlp import MLP
+from .power_ema import PowerEMA
+from .snapshots import Snapshot, reconstruct
 from .transformer import Transformer
 from .unet import UNet
 
@@ -32,8 +35,11 @@ __all__ = [
     "DiT",
     "Fourier",
     "Labels",
+    "PowerEMA",
     "SelfAttention",
     "Sinusoidal",
+    "Snapshot",
     "Transformer",
     "UNet",
+    "reconstruct",
 ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "rotary"]
+__all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "in_transform", "rotary"]
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each, the first half of the sines negated
 
@@ -101,10 +101,15 @@ class CrossAttention(nn.Module):
         allowed = None
         if mask is not None:
             allowed = F.pad(mask, (1, 0), value=True)[:, None, None]
-        parts = pairs.view(batch, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query = self.query(x).view(batch, length, self.heads, -1).transpose(1, 2)
+        parts = pairs.view(batch, pairs.shape[1], 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query = self.query(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
         key, value = parts.unbind(0)
         return self.output(attend(query, key, value, allowed).transpose(1, 2).reshape(batch, length, width))
+
+
+def in_transform() -> bool:
+    """Whether a derivative is being taken by ``torch.func``, or forwards: what is computed again has none."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # type: ignore[attr-defined]
 
 
 def rotary(grid: Sequence[int], dim: int, *, period: float = 100.0, device: torch.device | None = None) -> Rotation:

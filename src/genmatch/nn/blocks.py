@@ -86,7 +86,7 @@ class PixelAttention(nn.Module):
 
 def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
     """``scale * group_norm(x) + shift`` for x ``(B, C, *size)`` and a scale and shift ``(B, C)`` for each sample."""
-    if x.is_contiguous() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and len(x) and x.is_contiguous():
         # The batch as channels of one sample: its weights are then a sample's own, and scale and shift cost no pass
         # over x of their own, nor their gradients (a sum over pixels, slow on a CPU). A compiler fuses them anyway, and
         # would be bound to this batch by the number of groups.

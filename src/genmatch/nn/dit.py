@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Rotation, rotary
+from .attention import Rotation, in_transform, rotary
 from .conditioning import Conditioning, Context, read_context
 from .embeddings import Sinusoidal
 from .modulated import MODULATIONS, ModulatedBlock, modulate
@@ -62,7 +62,7 @@ class DiT(nn.Module):
         Another embedding of the time than ``Sinusoidal(256, scale=time_scale)``.
     checkpoint
         In training mode keep no activations inside the blocks for the backward pass, and compute them again there: less
-        memory for a third more time. ``torch.func.vjp`` and ``grad`` refuse it; call ``eval()`` first, or use ``jvp``.
+        memory for a third more time. Within a transform of ``torch.func`` all are kept.
 
     Raises
     ------
@@ -159,7 +159,7 @@ class DiT(nn.Module):
         else:
             rotation = rotary(grid, self.width // self.blocks[0].attention.heads, device=x.device)  # type: ignore[union-attr]
         context, mask = read_context(self.context, context, context_mask, x.shape[0])
-        again = self.checkpoint and self.training and torch.is_grad_enabled()
+        again = self.checkpoint and self.training and torch.is_grad_enabled() and not in_transform()
         for i, block in enumerate(self.blocks):
             own = (*modulations[MODULATIONS * i : MODULATIONS * (i + 1)], rotation, context, mask)
             h = checkpoint(block, h, *own, use_reentrant=False) if again else block(h, *own)
@@ -204,5 +204,10 @@ def _check_sizes(
         raise ValueError(f"the patch must divide the size on every axis, got patch={patch} and size={size}")
     if positions not in ("rotary", "learned"):
         raise ValueError(f'positions must be "rotary" or "learned", got {positions!r}')
+    if positions == "rotary" and heads > 0 and width % heads == 0 and width // heads < 2 * len(size):
+        raise ValueError(
+            f"rotary positions need a pair of a head's coordinates for each axis: a size of at least {2 * len(size)}, "
+            f"got {width // heads}; take fewer heads"
+        )
     if positions == "rotary" and heads > 0 and width % heads == 0 and (width // heads) % 2:
         raise ValueError(f"rotary positions turn pairs: a head has an even size, got {width // heads}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .module_state import check_state, copy_tensors, exchanged, follow_module, module_state, widen
+
 __all__ = ["EMA"]
 
 
@@ -63,10 +65,10 @@ class EMA:
         self.module, self.decay, self.warmup = module, float(decay), bool(warmup)
         self.updates = 0
         self._applied = False
-        averaged, copied = self._live()
+        averaged, copied = module_state(self.module)
         if not averaged:
             raise ValueError(f"{type(module).__name__} has no parameters to average")
-        self._averaged = {name: _wide(p).detach().clone() for name, p in averaged.items()}
+        self._averaged = {name: widen(p).detach().clone() for name, p in averaged.items()}
         self._copied = {name: value.detach().clone() for name, value in copied.items()}
 
     @torch.no_grad()
@@ -74,12 +76,13 @@ class EMA:
         """Take the module's weights of now into the average."""
         if self._applied:
             raise RuntimeError("update() within applied(): the module holds the average, not the trained weights")
-        averaged, copied = self._live()
-        self._follow(averaged, copied)
+        averaged, copied = module_state(self.module)
+        follow_module(self._averaged, averaged)
+        follow_module(self._copied, copied)
         self.updates += 1
-        weights = [_wide(parameter) for parameter in averaged.values()]
+        weights = [widen(parameter) for parameter in averaged.values()]
         torch._foreach_lerp_([*self._averaged.values()], weights, 1 - self.effective_decay)  # pyright: ignore[reportPrivateImportUsage]
-        _copy(self._copied, copied)
+        copy_tensors(self._copied, copied)
 
     @property
     def effective_decay(self) -> float:
@@ -94,16 +97,11 @@ class EMA:
         """
         if self._applied:
             raise RuntimeError("applied() within applied(): the module already holds the average")
-        averaged, copied = self._live()
-        live, average = {**averaged, **copied}, {**self._averaged, **self._copied}
-        kept = {name: value.detach().clone() for name, value in live.items()}
         self._applied = True
         try:
-            _copy(live, average)
-            yield self.module
+            with exchanged(self.module, {**self._averaged, **self._copied}):
+                yield self.module
         finally:
-            averaged, copied = self._live()  # not those of before: a move to another device makes new buffers
-            _copy({**averaged, **copied}, kept)
             self._applied = False
 
     def copy(self) -> nn.Module:
@@ -111,8 +109,8 @@ class EMA:
         if self._applied:
             raise RuntimeError("copy() within applied(): the module itself holds the average")
         module = copy.deepcopy(self.module).eval().requires_grad_(False)
-        averaged, copied = _tensors(module)
-        _copy({**averaged, **copied}, {**self._averaged, **self._copied})
+        averaged, copied = module_state(module)
+        copy_tensors({**averaged, **copied}, {**self._averaged, **self._copied})
         return module
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -133,57 +131,10 @@ class EMA:
             If names or shapes differ from the module's; nothing is changed then.
         """
         own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise ValueError(
-                f"the state is not one of an EMA of this {type(self.module).__name__}: "
-                f"missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} ({len(unknown)})"
-            )
-        for name, value in own.items():
-            if state[name].shape != value.shape:
-                raise ValueError(f"{name} has shape {tuple(state[name].shape)}, the module's is {tuple(value.shape)}")
+        check_state(own, state, f"an EMA of this {type(self.module).__name__}")
         self.updates = int(state["updates"])
         del own["updates"]
-        _copy(own, {name: state[name] for name in own})
+        copy_tensors(own, {name: state[name] for name in own})
 
     def __repr__(self) -> str:
         return f"EMA({type(self.module).__name__}, decay={self.decay:g}, warmup={self.warmup}, updates={self.updates})"
-
-    def _live(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return _tensors(self.module)
-
-    def _follow(self, averaged: Mapping[str, Tensor], copied: Mapping[str, Tensor]) -> None:
-        """Check that the tensors are still those of the start, and go where the module went."""
-        for mine, live in ((self._averaged, averaged), (self._copied, copied)):
-            if mine.keys() != live.keys():
-                changed = sorted(mine.keys() ^ live.keys())
-                raise ValueError(f"parameters came or went since this average began, {changed[:3]}: begin a new EMA")
-            for name, value in live.items():
-                if mine[name].device != value.device:
-                    mine[name] = mine[name].to(value.device)
-
-
-def _tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A module's tensors by name, each once: the ones to average, and the ones to copy."""
-    averaged: dict[str, Tensor] = {}
-    copied: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        averages = parameter.is_floating_point() or parameter.is_complex()
-        (averaged if averages else copied)[_plain(name)] = parameter
-    stored = module.state_dict(keep_vars=True)
-    copied |= {_plain(name): buffer for name, buffer in module.named_buffers() if name in stored}
-    return averaged, copied
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")  # what torch.compile puts before the names of the module it wraps
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@torch.no_grad()
-def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
-    for name, target in targets.items():
-        target.copy_(sources[name])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import in_transform
 from .blocks import CONVOLUTIONS, Stage, halve, zero
 from .conditioning import Conditioning, Context, read_context
 from .embeddings import Sinusoidal
@@ -67,7 +68,7 @@ class UNet(nn.Module):
         Probability of training without the context.
     checkpoint
         In training mode keep no activations inside the stages for the backward pass, and compute them again there: less
-        memory for a third more time. ``torch.func.vjp`` and ``grad`` refuse it; call ``eval()`` first, or use ``jvp``.
+        memory for a third more time. Within a transform of ``torch.func`` all are kept.
 
     Raises
     ------
@@ -202,7 +203,7 @@ class UNet(nn.Module):
         self._check(x)
         films = self._films(self.conditioning(t, label, x.shape[0]))
         told = read_context(self.context, context, context_mask, x.shape[0])
-        again = self.checkpoint and self.training and torch.is_grad_enabled()
+        again = self.checkpoint and self.training and torch.is_grad_enabled() and not in_transform()
 
         def run(stage: nn.Module, h: Tensor) -> Tensor:
             own = (*next(films), *told)

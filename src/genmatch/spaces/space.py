@@ -75,7 +75,7 @@ def check_variance(variance: Number, x: Tensor) -> None:
     """Raise unless a variance (perhaps times a step) broadcasts along the batch; a number must be at least 0."""
     if not isinstance(variance, Tensor):
         if variance < 0:
-            raise ValueError(f"a variance must be at least 0, got {variance} over a step")
+            raise ValueError(f"a variance must be at least 0, got {variance} in a step")
         return
     if variance.ndim not in (0, x.ndim):
         raise ValueError(
@@ -118,7 +118,7 @@ class Euclidean(Space):
             x = x + h * triplet.drift
         if triplet.variance is not None:
             variance = h * triplet.variance
-            check_variance(variance, x)
+            check_variance(triplet.variance, x)
             z = self.brownian(x, draws) if noise is None else noise
             x = x + (root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)) * z
         return x if triplet.rates is None else triplet.rates.leap(x, h, draws)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..nn import EMA
+from ..nn import EMA, PowerEMA
 from ..random import Draws
 from .checkpoint import Resume
 from .data import make_batches
@@ -97,7 +97,7 @@ def fit(
         Largest norm of the whole gradient; ``None`` leaves it alone.
     ema
         Decay per step of a moving average of the weights (:class:`genmatch.nn.EMA`, with its warm-up), or such an
-        object, or ``None``.
+        object, or a :class:`genmatch.nn.PowerEMA`, or ``None``.
     autocast
         ``"bf16"`` computes the loss under ``torch.autocast`` in bfloat16. There is no float16: it needs loss scaling.
     seed
@@ -249,7 +249,7 @@ def _move(model: nn.Module, device: torch.device | str | None, channels_last: bo
 def _average(ema: float | Average | None, model: nn.Module) -> Average | None:
     if isinstance(ema, int | float):
         return EMA(model, decay=ema)
-    if isinstance(ema, EMA) and not any(ema.module is module for module in model.modules()):
+    if isinstance(ema, EMA | PowerEMA) and not any(ema.module is module for module in model.modules()):
         raise ValueError(f"ema averages another {type(ema.module).__name__} than the one that is trained")
     return ema
 
@@ -257,6 +257,8 @@ def _average(ema: float | Average | None, model: nn.Module) -> Average | None:
 def _describe_average(average: Average | None) -> str | None:
     if isinstance(average, EMA):
         return f"decay {average.decay!r}, {'with' if average.warmup else 'without'} warmup"
+    if isinstance(average, PowerEMA):
+        return f"power profiles of sigma_rel {average.sigma_rel}"
     return None if average is None else _name(average)
 
 
