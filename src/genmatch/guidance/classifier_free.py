@@ -36,7 +36,8 @@ class ClassifierFree(Wrapper):
         w.
     null
         What stands for "no condition", by name: the value that replaces each condition, such as ``{"label": 10}`` for a
-        :class:`~genmatch.nn.UNet` of ten classes. Names that are not here keep their value in both halves.
+        :class:`~genmatch.nn.UNet` of ten classes, or ``{"context_mask": False}`` where there is a context. Names that
+        are not here keep their value in both halves.
 
     Examples
     --------
