@@ -137,6 +137,8 @@ def weighted(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     if isinstance(a, float) and not torch.compiler.is_compiling():
         if a == 0.0:
             return y if isinstance(b, float) and b == 1.0 else b * y
+        if isinstance(b, float):  # one pass less over the memory
+            return torch.add(x if a == 1.0 else a * x, y, alpha=b)
         if a == 1.0:
             return x + b * y
     return a * x + b * y
