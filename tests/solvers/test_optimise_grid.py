@@ -82,7 +82,7 @@ def test_it_beats_uniform_and_karras_on_the_straight_path(solver):
     times = optimise_grid(flow(LINE), (512, 4), 5, solver=solver(), seed=0)
     rms, median = distances(LINE, solver(), times)
     uniform = distances(LINE, solver(), gm.grids.uniform(5))
-    assert rms < uniform[0] or (solver is Euler and torch.equal(times, gm.grids.uniform(5)))
+    assert rms < uniform[0]
     assert median < (0.85 if solver is Exponential else 1.02) * uniform[1]
     for other in (karras(LINE, 5), gm.grids.quadratic(5)):
         assert rms < 0.8 * distances(LINE, solver(), other)[0]

@@ -229,3 +229,27 @@ def test_extrapolation_in_log_snr_is_of_order_two_inside_and_loses_it_at_the_end
     assert measure(LogSNR(), "data", cosine, uniform, 0.2, 0.8) > 1.8
     assert measure(LogSNR(), "data", cosine, uniform, 0.0, 1.0) < 1.5
     assert measure(Exponential(2), "data", cosine, uniform, 0.0, 1.0) > 1.8
+
+
+class Level(Exponential):
+    """Order 3 without what K changes by over a step."""
+
+    def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
+        return [
+            (),
+            *((row[0] + 2 * row[1], -row[1]) if len(row) == 2 else row for row in super().gains(field, times, now)[1:]),
+        ]
+
+
+class Cold(Exponential):
+    """Order 3 that begins with a step of order 1."""
+
+    def opening(self, field: Field, now: Instant) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("control", [Level, Cold])
+def test_order_three_needs_the_change_of_the_force_and_its_first_step(control: type[Exponential]) -> None:
+    cosine = gm.schedules.Cosine()
+    assert measure(Exponential(3), "data", cosine, waves, 0.1, 0.9) > 2.8
+    assert measure(control(3), "data", cosine, waves, 0.1, 0.9) < 2.4

@@ -29,13 +29,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from numpy.polynomial import legendre
 from torch import Tensor
 
 from ..generators import Flow, Generator, Langevin, OperatorInstant
 from ..paths import GaussianPath
 from ..random import Draws
 from ..schedules import Instant
+from .arc import Arc, part_of
 from .exposure import exposure, noise_terms, noisy_gain
 from .field import Field
 from .solver import Solver, read_order, refuse_negative
@@ -128,7 +128,7 @@ class Semilinear(Solver):
         numbers = [i.models[0] for i in instants]
         values = torch.tensor([(n.t, n.alpha, n.sigma) for n in numbers], dtype=torch.float64)
         now = Instant(*values.unbind(1))
-        factor, std = self.damping(field, _part(now, slice(None, -1)), _part(now, slice(1, None)))
+        factor, std = self.damping(field, part_of(now, slice(None, -1)), part_of(now, slice(1, None)))
         gains = self.gains(field, times, now)
         reach = [len(row) for row in gains] + [0]
         opening = self.opening(field, now)
@@ -206,7 +206,7 @@ class Exponential(Semilinear):
         r"""Order 3 begins with a step of order 2, to s by order 1 and there again: K is its change over the step."""
         if self.order < 3 or len(now.t) < 3 or noise_terms(field):
             return 0.0
-        arc = _Arc.of(now)
+        arc = Arc.of(now)
         return (arc.norm * arc.constant / arc.change)[0].item()
 
     def gains(self, field: Field, times: Tensor, now: Instant) -> list[tuple[float, ...]]:
@@ -223,9 +223,9 @@ class Exponential(Semilinear):
         steps = len(times) - 1
         if self.order == 1 or steps == 1:
             return [()] * steps
-        arc, noisy = _Arc.of(now), bool(noise_terms(field))
+        arc, noisy = Arc.of(now), bool(noise_terms(field))
         if noisy:
-            t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
+            t, s = part_of(now, slice(None, -1)), part_of(now, slice(1, None))
             part, noise = noisy_gain(field, t, s)
             calm = noise <= CALM * (t.sigma * s.alpha / (t.alpha * s.sigma)).log()
         else:
@@ -299,47 +299,6 @@ class DDPM(Semilinear):
         return "DDPM()"
 
 
-class _Arc(NamedTuple):
-    r"""Steps in the angle that the run turns through, :math:`\omega = \theta` forwards, :math:`\pi/2 - \theta` back."""
-
-    turn: Tensor  # of each step, positive
-    change: Tensor  # of sin(omega)
-    lag: Tensor  # integral over the step of (omega - omega at its end) d sin(omega)
-    norm: Tensor  # of (alpha, sigma) at the end of each step
-
-    @classmethod
-    def of(cls, now: Instant) -> _Arc:
-        t, s = _part(now, slice(None, -1)), _part(now, slice(1, None))
-        forwards = bool(now.t[-1] > now.t[0])
-        # Differences of sines by products, as near both ends the sines themselves are equal to rounding.
-        turn = torch.atan2(s.alpha * t.sigma - t.alpha * s.sigma, s.alpha * t.alpha + s.sigma * t.sigma).abs()
-        left = torch.atan2(now.sigma, now.alpha) if forwards else torch.atan2(now.alpha, now.sigma)  # pi/2 - omega
-        change = 2 * torch.sin(turn / 2) * torch.sin((left[:-1] + left[1:]) / 2)
-        places, weights = (torch.from_numpy(values) for values in legendre.leggauss(8))
-        back = turn[:, None] * (1 - places) / 2
-        lag = -(back * torch.sin(left[1:, None] + back) * weights).sum(1) * turn / 2
-        return cls(turn, change, lag, torch.hypot(s.alpha, s.sigma))
-
-    @property
-    def constant(self) -> Tensor:
-        """Gain of K = 1."""
-        return 2 * torch.sin(self.turn / 2) ** 2
-
-    @property
-    def linear(self) -> Tensor:
-        """Gain of K = omega - omega at the start."""
-        small = self.turn**3 / 6 * (1 - self.turn**2 / 20 * (1 - self.turn**2 / 42))
-        return torch.where(self.turn < 0.1, small, self.turn - torch.sin(self.turn))
-
-    def third(self) -> tuple[list[float], list[float]]:
-        """What multiplies the last change of D, and the one before, in the steps from the third on."""
-        a, b = self.change[1:-1], self.lag[1:-1]  # the last change is a K_0 + b K_1
-        c, d = self.change[:-2], self.lag[:-2] - self.turn[1:-1] * self.change[:-2]  # the one before
-        scale = self.norm[2:] / (a * d - b * c)
-        constant, linear = self.constant[2:], self.linear[2:]
-        return (scale * (constant * d - linear * c)).tolist(), (scale * (linear * a - constant * b)).tolist()
-
-
 def check_own_noise(solver: Solver, field: Field, quiet: str, falls: bool, kind: str = "ancestral noise") -> None:
     """Raise unless a solver may add noise of its own; ``quiet`` is the solver without it, "" if none is added."""
     if noise_terms(field):
@@ -380,10 +339,6 @@ def _has_variance(field: Field, generator: Generator) -> bool:
     x, (model,) = torch.ones_like(field.like[:1]), field.models
     prediction = model.prediction(x, instant.models[0], model.blank(x))
     return generator.triplet(x, instant.t, prediction).variance is not None
-
-
-def _part(instant: Instant, where: slice) -> Instant:
-    return Instant(instant.t[where], instant.alpha[where], instant.sigma[where])
 
 
 def _past(row: Sequence[float]) -> tuple[float, ...]:

@@ -70,16 +70,10 @@ class Trial(NamedTuple):
         # Without cancellation where d is small: (sqrt(1 + r) - 1) / r = 1 / (sqrt(1 + r) + 1).
         return (apart * (2 / ((1 + ratio).sqrt() + 1)).sqrt()).flatten() / len(apart) ** 0.5
 
-    def losses(self, times: Tensor, scale: float) -> Tensor:
-        """The part of each sample in the square of the residual, times B; infinite if a run is not finite."""
-        residual, count = self.residual(times, scale), len(first(self.reference[-1]))
-        if residual is None:
-            return torch.full((count,), float("inf"), dtype=torch.float64)
-        return count * residual.reshape(count, -1).square().sum(1)
-
     def loss(self, times: Tensor, scale: float) -> float:
         """The square of the residual; infinite if a run is not finite."""
-        return self.losses(times, scale).mean().item()
+        residual = self.residual(times, scale)
+        return float("inf") if residual is None else residual.square().sum().item()
 
     def distance(self, times: Tensor) -> float:
         """The median distance, or where that is 0 the root mean square; infinite if a run is not finite."""
