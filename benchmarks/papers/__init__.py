@@ -1,0 +1,1 @@
+"""The claims of the papers that the library starts from, measured again: one module for each."""
