@@ -7,7 +7,7 @@ ARGS ?=
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint format types notebooks bench robustness clean distclean demo-ready dev-ready bench-ready
+.PHONY: help demo test docs lint format types notebooks bench robustness papers clean distclean demo-ready dev-ready bench-ready
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /    make \1: /p' Makefile
@@ -39,14 +39,14 @@ notebooks: dev-ready  ## execute examples/*.ipynb; ARGS=--inplace stores the out
 	    PYTHONWARNINGS=ignore::Warning:tqdm.auto $(RUN) -m jupyter execute --kernel_name=python3 --timeout=1200 $(ARGS) "$$notebook"; \
 	done
 
-bench: bench-ready  ## run the scripts in benchmarks/
-	@set -e; for script in benchmarks/[a-z]*.py; do \
-	    echo "$$script"; \
-	    $(RUN) "$$script" $(ARGS); \
-	done
+bench: bench-ready  ## compare with other libraries and save the tables; ARGS=--quick, ARGS=--list
+	$(RUN) benchmarks $(ARGS)
 
 robustness: dev-ready  ## run the experiments of docs/robustness.md
 	$(RUN) -m benchmarks.robustness $(ARGS)
+
+papers: dev-ready  ## run the studies of docs/papers; ARGS="efficiency --size smoke ..."
+	$(RUN) -m benchmarks.papers $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist docs/_build docs/api/generated .ruff_cache .pytest_cache .hypothesis

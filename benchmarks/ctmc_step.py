@@ -13,7 +13,8 @@ alone, which leaves that out: their last step is another one than the rest.
 The law of both is tested on 8 tokens by chi-square, and ours on 16,384 tokens in 64 groups. Peak memory is the high
 water mark of a process of its own, above what it held before the run, in multiples of the logits.
 
-Run it as ``python benchmarks/ctmc_step.py [--save] [--rounds 7]``.
+Run it as ``python benchmarks/ctmc_step.py [--save] [--rounds 7]``, the times alone as ``python benchmarks --only
+tokens``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from _interleave import interleave, save, versions
+from _interleave import interleave, ratios, save, versions
+from _suite import Row, Scale, reason
 from scipy.stats import chi2
 from torch import Tensor, nn
 
@@ -78,15 +80,14 @@ def grid(share: float, steps: int) -> list[float]:
     return [*times, times[-1] + CLOSING * (1 - times[-1])]
 
 
-def problem() -> tuple[Tensor, Tensor]:
+def problem(positions: int = POSITIONS, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    logits = torch.empty(1, POSITIONS, VOCABULARY).normal_().mul_(2)
-    return logits, torch.randint(VOCABULARY, (1, POSITIONS))
+    logits = torch.empty(1, positions, vocabulary).normal_().mul_(2)
+    return logits, torch.randint(vocabulary, (1, positions))
 
 
-def time_steps(rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of a step, the median over the rounds, and the ratio of the libraries round by round."""
-    logits, x = problem()
+def seconds(rounds: int, logits: Tensor, x: Tensor) -> dict[str, dict[str, list[float]]]:
+    """Seconds of a step of either library in each round, for each share of rows that jump."""
     runs: dict[str, Callable[[], object]] = {}
     own, other = ours(logits), theirs(logits)
     for name, share in SHARES.items():
@@ -98,9 +99,30 @@ def time_steps(rounds: int) -> dict[str, dict[str, float]]:
     runs["genmatch closing"] = lambda: own(x, [0.0, 1.0])
     runs["flow_matching closing"] = lambda: other(x, [0.0, CLOSING])
     times = interleave(runs, rounds)
+    return {name: {library: _steps(times, library, name) for library in STEPS} for name in (*SHARES, "closing")}
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    """A row for each share of rows that jump; two vocabularies."""
+    for vocabulary in scale.pick((1024, VOCABULARY), (1024, VOCABULARY), (16,)):
+        positions = scale.pick(POSITIONS, POSITIONS, 8)
+        names = {name: f"{positions} x {vocabulary:,} tokens, {name} of the rows jump" for name in SHARES}
+        names["closing"] = f"{positions} x {vocabulary:,} tokens, last step"
+        solver = ("gm.sample", "MixtureDiscreteEulerSolver", "flow_matching")
+        try:
+            with torch.no_grad():
+                found = seconds(scale.repeats(7), *problem(positions, vocabulary))
+        except ImportError as error:
+            yield from (Row(what, *solver, missing=reason(error)) for what in names.values())
+            continue
+        for name, steps in found.items():
+            yield Row(names[name], *solver, *ratios(steps, "genmatch")["flow_matching"])
+
+
+def time_steps(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step, the median over the rounds, and the ratio of the libraries round by round."""
     found: dict[str, dict[str, float]] = {}
-    for name in (*SHARES, "closing"):
-        steps = {library: _steps(times, library, name) for library in STEPS}
+    for name, steps in seconds(rounds, *problem()).items():
         ratio = [b / a for a, b in zip(steps["genmatch"], steps["flow_matching"], strict=True)]
         found[name] = {library: round(1e3 * statistics.median(v), 3) for library, v in steps.items()}
         found[name] |= {"ratio": round(statistics.median(ratio), 1), "least": round(min(ratio), 1)}

@@ -7,7 +7,7 @@ the method of Dormand and Prince and its own default tolerances, then with toler
 forwards or backwards. Times are ratios to genmatch in the same round, as a median. The exact divergence of
 flow_matching takes flat states alone, so it is given images flattened.
 
-Run it as ``python benchmarks/likelihood.py [--save]``.
+Run it as ``python benchmarks/likelihood.py [--save]``, the times alone as ``python benchmarks --only likelihood``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import functools
 import importlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from _interleave import interleave, ratios, save, versions
+from _suite import Row, Scale
 from torch import Tensor, nn
 
 import genmatch as gm
@@ -166,7 +167,8 @@ def redrawn(network: Counted, x: Tensor, tolerance: float | None) -> tuple[Tenso
     return normal(ends[-1], torch.ones(())) + changes[-1], 1
 
 
-CONTENDERS = {
+Contender = Callable[[Counted, Tensor, float | None], tuple[Tensor, int]]
+CONTENDERS: Mapping[str, Contender] = {
     "genmatch": genmatch,
     "flow_matching": flow_matching,
     "SciPy RK45": scipy,
@@ -174,14 +176,20 @@ CONTENDERS = {
 }
 
 
-def measure(field: type[Counted], dtype: torch.dtype, tolerance: float | None, rounds: int) -> dict[str, dict]:
+def measure(
+    field: type[Counted],
+    dtype: torch.dtype,
+    tolerance: float | None,
+    rounds: int,
+    contenders: Mapping[str, Contender] = CONTENDERS,
+) -> dict[str, dict]:
     """Error, evaluations and time of each contender on one field."""
     torch.manual_seed(0)
     base = field().to(dtype)
     x = base.sample(torch.randn(BATCH, *base.shape, dtype=dtype))
     rows: dict[str, dict] = {}
     runs: dict[str, Callable[[], object]] = {}
-    for name, contender in CONTENDERS.items():
+    for name, contender in contenders.items():
         network = field().to(dtype)
         try:
             value, products = contender(network, x, tolerance)
@@ -199,6 +207,36 @@ def measure(field: type[Counted], dtype: torch.dtype, tolerance: float | None, r
     return rows
 
 
+def cases(scale: Scale) -> Iterator[tuple[str, type[Counted], torch.dtype, float | None]]:
+    """Title, field, dtype and tolerance of what is compared."""
+    for field in scale.pick((Linear, Image), (Linear, Image), (Linear,)):
+        for dtype in scale.pick((torch.float32, torch.float64), (torch.float32,), (torch.float32,)):
+            for tolerance in (None, 1e-7) if dtype == torch.float64 else (None,):
+                yield (
+                    f"{field.__name__.lower()}, {BATCH} x {field.shape}, {str(dtype)[6:]}, "
+                    + ("default tolerances" if tolerance is None else f"tolerances of {tolerance:g}"),
+                    field,
+                    dtype,
+                    tolerance,
+                )
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    """A row for each library: time, with the error and the evaluations of both sides."""
+    libraries = {"flow_matching": "flow_matching", "SciPy RK45": "scipy"}
+    contenders = {name: CONTENDERS[name] for name in ("genmatch", *libraries)}
+    for what, *case in cases(scale):
+        found = measure(*case, scale.repeats(5), contenders)
+        own = found["genmatch"]
+        for name, library in libraries.items():
+            row = found[name]
+            if "ratio" not in row:
+                yield Row(what, "gm.log_prob", name, library, missing=row.get("missing") or f"stopped {row['stopped']}")
+                continue
+            notes = {key: {"ours": own[key], "theirs": row[key]} for key in ("error", "evaluations")}
+            yield Row(what, "gm.log_prob", name, library, row["ratio"], row["least"], row["most"], notes=notes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -208,23 +246,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     tables: dict[str, dict] = {}
-    for field in (Linear, Image):
-        for dtype in (torch.float32, torch.float64):
-            for tolerance in (None, 1e-7) if dtype == torch.float64 else (None,):
-                title = f"{field.__name__.lower()}, {BATCH} x {field.shape}, {str(dtype)[6:]}, " + (
-                    "default tolerances" if tolerance is None else f"tolerances of {tolerance:g}"
-                )
-                print(f"\n{title}\n  {'':16} {'error':>10} {'evaluations':>12} {'products':>10} {'time':>8}")
-                tables[title] = measure(field, dtype, tolerance, args.rounds)
-                for name, row in tables[title].items():
-                    if "error" not in row:
-                        print(f"  {name:16} {next(iter(row.values()))}")
-                        continue
-                    spread = f"({row['least']:.2f}, {row['most']:.2f})"
-                    print(
-                        f"  {name:16} {row['error']:10.1e} {row['evaluations']:12d} {row['products']:10d} "
-                        f"{row['ratio']:8.2f} {spread}"
-                    )
+    for title, *case in cases(Scale()):
+        print(f"\n{title}\n  {'':16} {'error':>10} {'evaluations':>12} {'products':>10} {'time':>8}")
+        tables[title] = measure(*case, args.rounds)
+        for name, row in tables[title].items():
+            if "error" not in row:
+                print(f"  {name:16} {next(iter(row.values()))}")
+                continue
+            spread = f"({row['least']:.2f}, {row['most']:.2f})"
+            print(
+                f"  {name:16} {row['error']:10.1e} {row['evaluations']:12d} {row['products']:10d} "
+                f"{row['ratio']:8.2f} {spread}"
+            )
     if args.save:
         path = save("likelihood", {"versions": versions(*PACKAGES), "batch": BATCH, "tables": tables})
         print(f"\nwritten to {path}")

@@ -8,25 +8,33 @@ same round, theirs to ours, so above 1 ours is faster. What is made equal, and h
   block of a level. Theirs is cut down to ours: the other layers are replaced by identities.
 - The peers have one more block a level on the way up, and convolutions that halve and double; ours has its weights at
   the coarsest level instead, as ``blocks=(2, 2, n)`` with n, and the size of the embedding, chosen to match.
-- ``DiTTransformer2DModel`` embeds time and label in every block anew. At equal width, depth and heads ours is smaller,
-  so a second row widens our feed-forward layers until the weights are as many.
+- ``DiTTransformer2DModel`` embeds time and label in every block anew. Ours has the same width, depth, heads and
+  feed-forward layers, and its weights in a larger embedding of time and label. Its GELU is the exact one, theirs the
+  approximation by tanh, which is the slower one on a CPU. Rotary positions are more work than theirs, learned ones the
+  same.
 
 A training step is a squared error, its gradient, and AdamW (fused), the same for all.
 
-Run it as ``python benchmarks/networks.py [--save]`` with diffusers and torchcfm installed.
+Run it as ``python benchmarks/networks.py --batch 32 [--bf16] [--compile] [--save]`` (results of other batches, dtypes
+and compilers stay in the file) with diffusers and torchcfm installed, or as ``python benchmarks
+--only networks``.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import importlib
+import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _interleave import interleave, ratios, save, versions
+from _interleave import RESULTS, interleave, origin, ratios, save, versions
+from _suite import Row, Scale
 from torch import Tensor, nn
 
 import genmatch as gm
@@ -162,27 +170,30 @@ def dits(args: argparse.Namespace) -> list[Pair]:
 
         return Contender(network, call)
 
-    def ours(ratio: float, positions: str) -> Contender:
-        network = gm.nn.DiT(
+    def build(embedding: int, positions: str) -> nn.Module:
+        return gm.nn.DiT(
             args.channels,
             (args.size, args.size),
             patch=args.patch,
             width=width,
             depth=depth,
             heads=heads,
-            ratio=ratio,
             positions=positions,
             classes=CLASSES,
+            embedding=embedding,
         )
-        return Contender(network, lambda network, x, t: network(x, t, label=labels(x)))
 
-    missing = (peer().weights - ours(4.0, "learned").weights) / (2 * depth * width)
-    ratio = 4.0 + round(missing) / width
-    return [
-        Pair("diffusers DiT, equal shape, learned positions", peer(), ours(4.0, "learned"), tolerance=0.25),
-        Pair("diffusers DiT, equal shape, rotary positions", peer(), ours(4.0, "rotary"), tolerance=0.25),
-        Pair("diffusers DiT, equal weights, learned positions", peer(), ours(ratio, "learned")),
-    ]
+    def pair(positions: str) -> Pair:
+        def weights(embedding: int) -> int:
+            with torch.device("meta"):
+                return sum(p.numel() for p in build(embedding, positions).parameters())
+
+        theirs = peer()
+        embedding = width + bisect.bisect_left(range(width, 3 * width), theirs.weights, key=weights)
+        ours = Contender(build(embedding, positions), lambda network, x, t: network(x, t, label=labels(x)))
+        return Pair(f"diffusers DiT, {positions} positions", theirs, ours)
+
+    return [pair("learned"), pair("rotary")]
 
 
 def labels(x: Tensor) -> Tensor:
@@ -196,12 +207,16 @@ def pairs(args: argparse.Namespace) -> tuple[list[Pair], dict[str, str]]:
     for library, make in (("diffusers", diffusers_unet), ("torchcfm", torchcfm_unet)):
         try:
             for attention, where in ((True, "2 attention layers"), (False, "no attention")):
-                peer = make(args, attention)
-                found.append(Pair(f"{library} U-Net, {where}", peer, our_unet(args, attention, peer.weights)))
+                title = f"{library} U-Net, {where}"
+                if args.only in title:
+                    peer = make(args, attention)
+                    found.append(Pair(title, peer, our_unet(args, attention, peer.weights)))
         except ImportError as error:
             missing[library] = f"{type(error).__name__}: {error}"
-    if "diffusers" not in missing:
-        found += dits(args)
+    try:
+        found += [pair for pair in dits(args) if args.only in pair.title]
+    except ImportError as error:
+        missing["diffusers"] = f"{type(error).__name__}: {error}"
     return found, missing
 
 
@@ -250,12 +265,41 @@ def measure(pair: Pair, args: argparse.Namespace) -> dict[str, object]:
         middle, least, most = ratios(times, "ours")["peer"]
         ours = sorted(times["ours"])[args.rounds // 2]
         row[name] = {"ratio": middle, "least": least, "most": most, "our_seconds": ours}
-        span = f"({least:.2f}, {most:.2f})"
-        print(f"  {pair.title:48} {name:14} {middle:6.2f} {span:>14}  {pair.ours.weights / pair.peer.weights:8.3f}")
     return row
 
 
-def parse() -> argparse.Namespace:
+def show(title: str, row: dict) -> None:
+    """Print what was measured of a pair."""
+    for name in ("forward", "training step"):
+        span = f"({row[name]['least']:.2f}, {row[name]['most']:.2f})"
+        share = row["our_weights"] / row["weights"]
+        print(f"  {title:48} {name:14} {row[name]['ratio']:6.2f} {span:>14}  {share:8.3f}", flush=True)
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    """Two rows for each pair, a forward and a training step."""
+    args = parse([])
+    args.batch, args.rounds = scale.pick(8, 4, 2), scale.repeats(5)
+    if scale.level != "full":
+        args.size, args.width = scale.pick(0, 16, 8), 32
+    found, missing = pairs(args)
+    for pair in found:
+        library, _, what = pair.title.partition(" ")
+        row = measure(pair, args)
+        for name in ("forward", "training step"):
+            result = row[name]
+            assert isinstance(result, dict)
+            notes = {"weights": {"ours": row["our_weights"], "theirs": row["weights"]}}
+            numbers = (result[key] for key in ("ratio", "least", "most"))
+            own = f"gm.nn.{'DiT' if 'DiT' in what else 'UNet'}"
+            yield Row(
+                f"{what}, batch {args.batch}, {name}", own, pair.title.split(",")[0], library, *numbers, notes=notes
+            )
+    for library, why in missing.items():
+        yield Row("U-Net", "gm.nn.UNet", f"{library} U-Net", library, missing=why)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("batch", 64), ("size", 32), ("channels", 1), ("width", 64), ("rounds", 7), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -266,7 +310,7 @@ def parse() -> argparse.Namespace:
     for flag in ("bf16", "compile", "channels-last"):
         parser.add_argument(f"--{flag}", action="store_true", help="for both sides")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/networks.json")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
@@ -276,12 +320,28 @@ def main() -> None:
     found, missing = pairs(args)
     print(f"{args.channels} x {args.size} x {args.size}, batch {args.batch}: their time over ours, medians")
     print(f"  {'':48} {'':14} {'ratio':>6} {'(least, most)':>14}  {'weights':>8}")
-    rows = {pair.title: measure(pair, args) for pair in found if args.only in pair.title}
+    table = {}
+    for pair in found:
+        table[pair.title] = measure(pair, args)
+        show(pair.title, table[pair.title])
     for name, why in missing.items():
         print(f"  {name}: left out, {why}")
     if args.save:
-        content = {"options": vars(args), "versions": versions("diffusers", "torchcfm"), "rows": rows}
-        print(f"\nwritten to {save('networks', content)}")
+        print(f"\nwritten to {keep(setting(args), {'options': vars(args), 'rows': table})}")
+
+
+def setting(args: argparse.Namespace) -> str:
+    """What a run has in common, in words."""
+    flags = [name for name, on in (("channels last", args.channels_last), ("compiled", args.compile)) if on]
+    return ", ".join([f"batch {args.batch}", "bfloat16 autocast" if args.bf16 else "float32", *flags])
+
+
+def keep(name: str, content: dict[str, object]) -> Path:
+    """Save a run beside the ones of other settings, each with its date, machine and commit."""
+    path = RESULTS / "networks.json"
+    settings = json.loads(path.read_text()).get("settings", {}) if path.exists() else {}
+    settings[name] = {**origin(), "versions": versions("genmatch", "diffusers", "torchcfm"), **content}
+    return save("networks", {"settings": settings})
 
 
 if __name__ == "__main__":

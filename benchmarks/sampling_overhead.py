@@ -8,29 +8,29 @@ in the same round, as a median over the rounds; each library is called in its do
 inside the timed call, as a user would. ``reads`` are reads of tensor values by the host per step: on a GPU each is a
 wait.
 
-Run it as ``make bench`` or ``python benchmarks/sampling_overhead.py [--save]``.
+Run it as ``python benchmarks/sampling_overhead.py [--save]``, or as ``python benchmarks --only overhead``, where each
+library is compared with the same method of ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib
-import sys
-import types
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 from _interleave import host_reads, interleave, ratios, save, versions
+from _loops import against, gather
+from _suite import Row, Scale
 from torch import Tensor, nn
 
 import genmatch as gm
 
+__all__ = ["Negative", "rows"]
+
 SHAPES = ((64, 2), (64, 1, 32, 32), (16, 3, 128, 128))
 PACKAGES = ("flow_matching", "torchdiffeq", "diffusers", "k-diffusion", "azula")
-Contenders = dict[str, Callable[[], object]]
 
 
 class Negative(nn.Module):
@@ -40,123 +40,60 @@ class Negative(nn.Module):
         return -x
 
 
-def plain(x: Tensor, steps: int) -> Contenders:
-    network, h = Negative(), 1 / steps
-
-    def loop() -> Tensor:
-        state = x
-        for _ in range(steps):
-            state = state + h * network(state, None)  # type: ignore[arg-type]
-        return state
-
-    return {"plain loop": loop}
+def rows(scale: Scale) -> Iterator[Row]:
+    """A row for each library that has the method, and for a plain loop."""
+    torch.manual_seed(0)
+    steps = scale.pick(50, 20, 2)
+    for shape in scale.pick(SHAPES, SHAPES[:2], ((2, 2),)):
+        yield from against(Negative(), torch.randn(shape), steps, scale.repeats(9), least=scale.least)
 
 
-def ours(x: Tensor, steps: int) -> Contenders:
-    flow = gm.Flow(gm.predict.Velocity(Negative(), gm.GaussianPath()))
-    ddpm = gm.Flow(gm.predict.Noise(Negative(), gm.GaussianPath(gm.schedules.DDPM())))
-    sample = functools.partial(gm.sample, steps=steps)
-    multistep = {
-        "genmatch Exponential(3)": gm.solvers.Exponential(3),
-        "genmatch DPM-Solver++ 2M": gm.solvers.DPMSolver(2),
-        "genmatch DPM-Solver++ 3M": gm.solvers.DPMSolver(3),
-        "genmatch UniPC(2)": gm.solvers.UniPC(2),
-        "genmatch DEIS(2)": gm.solvers.DEIS(2),
-        "genmatch Adams-Bashforth 4": gm.solvers.AdamsBashforth(4),
+def prepared(network: nn.Module, x: Tensor, steps: int) -> dict[str, Callable[[], object]]:
+    """Runs of ours that were prepared once: what is paid again in every call of the rows beside them."""
+    flow = gm.Flow(gm.predict.Velocity(network, gm.GaussianPath()))
+    ddpm = gm.Flow(gm.predict.Noise(network, gm.GaussianPath(gm.schedules.DDPM())))
+    runs = {
+        "Euler": (flow, gm.solvers.Euler()),
+        "DDIM = Exponential(1)": (ddpm, gm.solvers.DDIM()),
+        "Exponential(2)": (ddpm, gm.solvers.Exponential()),
+        "Exponential(3)": (ddpm, gm.solvers.Exponential(3)),
+        "DPM-Solver++ 2M": (ddpm, gm.solvers.DPMSolver(2)),
+        "UniPC(2)": (ddpm, gm.solvers.UniPC(2)),
     }
-    return {
-        "genmatch Euler": lambda: sample(flow, x, solver=gm.solvers.Euler()),
-        "genmatch DDIM = Exponential(1)": lambda: sample(ddpm, x, solver=gm.solvers.DDIM()),
-        "genmatch Exponential(2)": lambda: sample(ddpm, x, solver=gm.solvers.Exponential()),
-        **{name: functools.partial(sample, ddpm, x, solver=solver) for name, solver in multistep.items()},
-    }
-
-
-def torchdiffeq(x: Tensor, steps: int) -> Contenders:
-    odeint = importlib.import_module("torchdiffeq").odeint
-    ends = torch.tensor([0.0, 1.0])
-    options = {"step_size": 1 / steps}
-    return {"torchdiffeq euler": lambda: odeint(lambda t, y: -y, x, ends, method="euler", options=options)}
-
-
-def flow_matching(x: Tensor, steps: int) -> Contenders:
-    solver = importlib.import_module("flow_matching.solver").ODESolver(velocity_model=lambda x, t: -x)
-    return {"flow_matching euler": lambda: solver.sample(x_init=x, method="euler", step_size=1 / steps)}
-
-
-def diffusers(x: Tensor, steps: int) -> Contenders:
-    library = importlib.import_module("diffusers")
-
-    def run(name: str) -> Callable[[], Tensor]:
-        scheduler = getattr(library, name)()
-
-        def loop() -> Tensor:
-            state = x
-            scheduler.set_timesteps(steps)
-            for t in scheduler.timesteps:
-                state = scheduler.step(-state, t, state).prev_sample
-            return state
-
-        return loop
-
-    names = (
-        "FlowMatchEulerDiscreteScheduler",
-        "DDIMScheduler",
-        "DPMSolverMultistepScheduler",
-        "UniPCMultistepScheduler",
-        "DEISMultistepScheduler",
-    )
-    return {f"diffusers {name.removesuffix('Scheduler')}": run(name) for name in names}
-
-
-def k_diffusion(x: Tensor, steps: int) -> Contenders:
-    # Its samplers alone: the package's own import pulls in its training code and torchvision, which they do not need.
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = [str(Path(next(p for p in sys.path if (Path(p) / "k_diffusion").is_dir())) / "k_diffusion")]
-    sys.modules.setdefault("k_diffusion", package)
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
-    sampling = importlib.import_module("k_diffusion.sampling")
-
-    def model(x: Tensor, sigma: Tensor) -> Tensor:
-        return -x
-
-    def run(name: str) -> Callable[[], Tensor]:
-        def loop() -> Tensor:
-            sigmas = sampling.get_sigmas_karras(steps, 0.002, 80.0)
-            return getattr(sampling, name)(model, x * 80, sigmas, disable=True)
-
-        return loop
-
-    return {f"k-diffusion {name}": run(f"sample_{name}") for name in ("euler", "dpmpp_2m")}
-
-
-def azula(x: Tensor, steps: int) -> Contenders:
-    noise, denoise, sample = (importlib.import_module(f"azula.{name}") for name in ("noise", "denoise", "sample"))
-
-    class Network(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, **kwargs) -> Tensor:
-            return -x
-
-    denoiser = denoise.KarrasDenoiser(Network(), noise.VPSchedule())
-    found: Contenders = {}
-    for name in ("EulerSampler", "DDIMSampler"):
-        sampler = getattr(sample, name)(denoiser, steps=steps, silent=True)
-        found[f"azula {name.removesuffix('Sampler')}"] = functools.partial(sampler, x)
+    found: dict[str, Callable[[], object]] = {}
+    for name, (generator, solver) in runs.items():
+        sampler = gm.solvers.Sampler(generator, x, steps=steps, solver=solver)
+        found[f"genmatch {name}, prepared"] = functools.partial(sampler, x=x)
     return found
 
 
-def gather(x: Tensor, steps: int) -> tuple[Contenders, dict[str, str]]:
-    """All contenders that are installed, and why the others are missing."""
-    contenders: Contenders = {**plain(x, steps), **ours(x, steps)}
-    missing = {}
-    for make in (torchdiffeq, flow_matching, diffusers, k_diffusion, azula):
-        try:
-            contenders.update(make(x, steps))
-        except (ImportError, StopIteration, AttributeError) as error:
-            missing[make.__name__] = f"{type(error).__name__}: {error}"
-    return contenders, missing
+def on_a_gpu(steps: int, rounds: int) -> dict[str, float]:
+    """Whole runs of a U-Net at batch 64 over the same number of its evaluations alone: eager, and captured."""
+    torch.manual_seed(0)
+    unet = gm.nn.UNet(3, width=128, multipliers=(1, 2, 2, 2)).cuda().eval()
+    x, t = torch.randn(64, 3, 32, 32, device="cuda"), torch.full((64,), 0.5, device="cuda")
+    generator = gm.Flow(gm.predict.Velocity(unet, gm.GaussianPath()))
+    samplers = {
+        "prepared": gm.solvers.Sampler(generator, x, steps=steps),
+        "captured": gm.solvers.Sampler(generator, x, steps=steps, capture=True),
+    }
+
+    def whole(run: Callable[[], object]) -> Callable[[], object]:
+        def timed() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return timed
+
+    def network() -> None:
+        for _ in range(steps):
+            unet(x, t)
+
+    contenders = {"network alone": whole(network)}
+    contenders |= {name: whole(functools.partial(sampler, x=x)) for name, sampler in samplers.items()}
+    with torch.no_grad():
+        found = ratios(interleave(contenders, rounds), "network alone")
+    return {name: middle for name, (middle, _, _) in found.items()}
 
 
 def main() -> None:
@@ -165,15 +102,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/sampling_overhead.json")
+    parser.add_argument("--gpu", action="store_true", help="the loop around a U-Net at batch 64 on a GPU, and no more")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
+    if args.gpu:
+        if not torch.cuda.is_available():
+            parser.error("--gpu needs a CUDA device")
+        for name, ratio in on_a_gpu(args.steps, args.rounds).items():
+            print(f"{name:20} {ratio:.4f}")
+        return
     tables: dict[str, dict] = {}
     with torch.no_grad():
         for shape in SHAPES:
             torch.manual_seed(0)
             x = torch.randn(shape)
-            contenders, missing = gather(x, args.steps)
+            contenders, missing = gather(Negative(), x, args.steps)
+            contenders |= prepared(Negative(), x, args.steps)
             times = interleave(contenders, args.rounds)
             found = ratios(times, "plain loop")
             base = sorted(times["plain loop"])[args.rounds // 2] / args.steps

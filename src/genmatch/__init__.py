@@ -71,6 +71,7 @@ _NAMES = {
     "TokenChurn": "generators",
     "fit_residual": "generators",
     "Solver": "solvers",
+    "Sampler": "solvers",
     "log_prob": "likelihood",
     "matching_loss": "losses",
     "sample": "sampling",
@@ -107,6 +108,7 @@ __all__ = [
     "Rates",
     "Reverse",
     "ReverseCTMC",
+    "Sampler",
     "Schedule",
     "Solver",
     "Space",
@@ -212,7 +214,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from .rates import Rates
     from .sampling import sample
     from .schedules import Schedule
-    from .solvers import Solver
+    from .solvers import Sampler, Solver
     from .spaces import Space
     from .transitions import transition_laws, transition_log_prob
     from .triplet import Triplet

@@ -3,7 +3,7 @@ r"""The one loss: the divergence of a conditional target from what a network pre
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .spaces.product import FACTORS
 from .spaces.states import State, batch, each, first, same_factors
 from .times import TimeLaw, Uniform
 
-__all__ = ["matching_loss"]
+__all__ = ["Pair", "Task", "compare", "corrupt", "draw_pair", "draw_task", "matching_loss"]
 
 TIMES = 7  # stream of a loss's draws
 TINY = 1e-9  # least alpha and sigma that a weight sees: at 0 it would be 0 times infinity; its square is a float32
@@ -30,6 +30,7 @@ def matching_loss(
     x1: State,
     *,
     x0: State | None = None,
+    paired: bool = False,
     t: Tensor | float | Mapping[str, Any] | MixtureInstant | None = None,
     condition: Condition = None,
     time: TimeLaw | Mapping[str, TimeLaw] | None = None,
@@ -56,6 +57,8 @@ def matching_loss(
     x0
         Source samples of the same shape; drawn from the path's source if not given. If they belong to ``x1``, say so in
         the path: ``coupling=gm.couplings.Given()``.
+    paired
+        ``x0`` has been paired with ``x1`` by the path's coupling already: it is not asked again.
     t
         Times ``(B,)`` or a number in [0, 1]; drawn from ``time`` if not given. On a product a dict gives every factor
         a time of its own.
@@ -85,40 +88,118 @@ def matching_loss(
         On wrong shapes, dtypes or times, NaN in the data (seen on a CPU; on a GPU looking would make it wait), tokens
         outside the vocabulary, conditions of another length.
     """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
+    task = draw_task(
+        model,
+        x1,
+        x0=x0,
+        paired=paired,
+        t=t,
+        condition=condition,
+        time=time,
+        weight=weight,
+        fixed=fixed,
+        draws=draws,
+        seed=seed,
+    )
+    instant = model.instant(task.t, task.x1)
+    x = corrupt(model, task, instant, task.draws)
+    loss = compare(model, task, instant, x, weight)
+    return loss.mean() if reduction == "mean" else loss
+
+
+class Pair(NamedTuple):
+    """Source and data ``(B, *S)`` as a coupling pairs them, and the condition of each pair."""
+
+    x0: State
+    x1: State
+    condition: Condition
+
+
+class Task(NamedTuple):
+    """What a network is to be right about: pairs, their times, positions that are given, draws for what is random."""
+
+    x0: State
+    x1: State
+    condition: Condition
+    t: Any
+    fixed: State | None
+    draws: Draws
+
+
+def draw_pair(model: Predictor, x1: State, x0: State | None, condition: Condition, draws: Draws) -> Pair:
+    """Source samples, drawn unless they are given, and their pairing with the data; all of it is checked."""
+    path = _check_data(model, x1, condition)
+    return _pair(path, x1, x0, condition, draws)
+
+
+def _pair(path: Path, x1: State, x0: State | None, condition: Condition, draws: Draws) -> Pair:
+    return Pair(*path.pair(_choose_source(x0, x1, path, draws), x1, condition, draws))
+
+
+def draw_task(
+    model: Predictor,
+    x1: State,
+    *,
+    x0: State | None,
+    paired: bool,
+    t: Any,
+    condition: Condition,
+    time: TimeLaw | Mapping[str, TimeLaw] | None,
+    weight: Callable[[Any], Number] | None,
+    fixed: State | None,
+    draws: Draws | None,
+    seed: int | None,
+) -> Task:
+    """The arguments of :func:`matching_loss` checked, and its random numbers drawn, but for those between the ends."""
+    path = _check_data(model, x1, condition)
+    _check_options(model, time, weight)
+    draws = _choose_draws(draws, seed, first(x1))
+    if paired:
+        if x0 is None:
+            raise ValueError("paired=True says that x0 belongs to x1: give x0 as well")
+        pair = Pair(_choose_source(x0, x1, path, draws), x1, condition)
+    else:
+        pair = _pair(path, x1, x0, condition, draws)
+    if t is None:
+        t = _draw_times(time, path, draws.fork(TIMES))
+    elif time is not None:
+        raise ValueError("give t or a law of it (time=), not both")
+    return Task(*pair, t, fixed, draws)
+
+
+def corrupt(model: Predictor, task: Task, instant: Any, draws: Draws) -> State:
+    """The states between the ends of the pairs, fixed positions at their data value."""
+    x = model.path.between(task.x0, task.x1, instant, draws.fork(BETWEEN))
+    return x if task.fixed is None else _hold(task.fixed, task.x1, x)
+
+
+def compare(model: Predictor, task: Task, instant: Any, x: State, weight: Callable[[Any], Number] | None) -> Tensor:
+    """The loss of each sample ``(B,)`` of the network at the states ``x``."""
+    x0, x1, fixed = task.x0, task.x1, task.fixed
+    error = model.error(model.native(x, instant, task.condition), x, x0, x1, instant)
+    if not isinstance(model, Product):
+        return _per_sample(model, error, x, x1, instant, weight, fixed)
+    losses = [
+        model.weights[name]
+        * _per_sample(own, error[name], x[name], x1[name], instant.factors[name], None, (fixed or {}).get(name))
+        for name, own in model.models.items()
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def _check_data(model: Any, x1: State, condition: Condition) -> Path:
+    """Raise unless data and condition suit the model; returns its path."""
     if not isinstance(model, Predictor):
         hint = ": train the network it reads, generator.model" if isinstance(model, Operator) else ""
         raise TypeError(
             f"matching_loss takes a predictor such as gm.predict.Velocity, got {type(model).__name__}{hint}"
         )
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    path: Path = model.path
-    _check_options(model, time, weight)
-    _check_state("x1", x1, path)
+    _check_state("x1", x1, model.path)
     each(_check_some, x1)
     check_condition(condition, batch(x1))
-    draws = _choose_draws(draws, seed, first(x1))
-    x0, x1, condition = path.pair(_choose_source(x0, x1, path, draws), x1, condition, draws)
-    if t is None:
-        t = _draw_times(time, path, draws.fork(TIMES))
-    elif time is not None:
-        raise ValueError("give t or a law of it (time=), not both")
-    instant = model.instant(t, x1)
-    x = path.between(x0, x1, instant, draws.fork(BETWEEN))
-    if fixed is not None:
-        x = _hold(fixed, x1, x)
-    native = model.native(x, instant, condition)
-    error = model.error(native, x, x0, x1, instant)
-    if isinstance(model, Product):
-        losses = [
-            model.weights[name]
-            * _per_sample(own, error[name], x[name], x1[name], instant.factors[name], None, (fixed or {}).get(name))
-            for name, own in model.models.items()
-        ]
-        loss = torch.stack(losses).sum(0)
-    else:
-        loss = _per_sample(model, error, x, x1, instant, weight, fixed)
-    return loss.mean() if reduction == "mean" else loss
+    return model.path
 
 
 def _draw_times(time: Any, path: Path, draws: Draws) -> Any:

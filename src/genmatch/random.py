@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_PIECE = 1 << 14  # counters that NumPy works on at once
 _LOOKAHEAD = 1 << 15  # numbers drawn at once for the coming steps: small states pay one call for many steps
 
 
@@ -56,13 +58,54 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
     Notes
     -----
     A 32 x 32 bit product overflows int64, but its bits are right modulo 2**64: the low word is a mask away, the
-    high word a shift and a mask (the mask removes the copies of the sign bit that the shift drags in).
+    high word a shift and a mask (the mask removes the copies of the sign bit that the shift drags in). A C++ compiler
+    takes it that signed numbers never overflow, and leaves that mask out, so a compiled graph multiplies in two halves.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        (high0, low0), (high1, low1) = _product(c0, _MULTIPLIERS[0]), _product(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _product(c: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """The high and the low word of a product of 32-bit words."""
+    if not torch.compiler.is_compiling():
+        product = c * multiplier
+        return (product >> 32) & _MASK, product & _MASK
+    low, high = (c & 0xFFFF) * multiplier, (c >> 16) * multiplier  # below 2**48 each
+    return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _MASK
+
+
+def _philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same by NumPy, which has the unsigned product that torch lacks: a third of the time."""
+    parts = [np.asarray(c, dtype=np.uint64) for c in counter]
+    whole = np.broadcast(*parts)
+    if whole.size <= _PIECE:
+        words = _rounds(parts, key)  # the first rounds on what is left to broadcast
+    else:  # in pieces that stay in the cache
+        parts = np.broadcast_arrays(*parts)
+        words = [np.empty(whole.shape, dtype=np.uint64) for _ in range(4)]
+        longest = max(whole.shape)
+        axis, piece = whole.shape.index(longest), max(1, _PIECE * longest // whole.size)
+        for begin in range(0, longest, piece):
+            rows = (*[slice(None)] * axis, slice(begin, begin + piece))
+            for word, made in zip(words, _rounds([part[rows] for part in parts], key), strict=True):
+                word[rows] = made
+    first, second, third, fourth = (torch.from_numpy(np.asarray(word).view(np.int64)) for word in words)
+    return first, second, third, fourth
+
+
+def _rounds(counter: Sequence[np.ndarray], key: tuple[int, int]) -> Sequence[np.ndarray]:
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    mask, half = np.uint64(_MASK), np.uint64(32)
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * np.uint64(_MULTIPLIERS[0]), c2 * np.uint64(_MULTIPLIERS[1])
+        c0, c2 = (p1 >> half) ^ (c1 ^ np.uint64(k0)), (p0 >> half) ^ (c3 ^ np.uint64(k1))
+        c1, c3 = p1 & mask, p0 & mask
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
@@ -175,8 +218,7 @@ class Draws:
         """Standard normals of several steps in one call, ``(len(steps), B, *S)``: row i is ``at(steps[i]).normal``."""
         shape = tuple(shape)
         self._check_batch(shape)
-        when = torch.tensor(steps, dtype=torch.int64, device=self.device)
-        return _normal(self._philox(shape, when), (len(steps), *shape), dtype)
+        return _normal(self._philox(shape, steps), (len(steps), *shape), dtype)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniforms in ``[0, 1)`` of ``shape`` ``(B, *S)``: multiples of 2**-24 (2**-32 in float64)."""
@@ -198,7 +240,7 @@ class Draws:
         self._check_batch(shape)
         # A compiled step would guard on the memo: there the numbers are made in its graph.
         if self._ahead is None or transform not in (_normal, _uniform) or torch.compiler.is_compiling():
-            return transform(self._philox(shape, self._span(self.step, 1)), (1, *shape), dtype)[0]
+            return transform(self._philox(shape, (self.step,)), (1, *shape), dtype)[0]
         return self._ahead.take(self, shape, dtype, transform)
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
@@ -208,25 +250,25 @@ class Draws:
                 "the first dimension is the batch"
             )
 
-    def _span(self, first: int, count: int) -> Tensor:
-        # Never from a range: a compiled step would be compiled anew for each.
-        return torch.arange(first, first + count, dtype=torch.int64, device=self.device)
-
-    def _philox(self, shape: tuple[int, ...], steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _philox(self, shape: tuple[int, ...], steps: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Words of shape (steps, B, blocks): four for each block of four elements."""
         size = math.prod(shape[1:])
         if size > 2**34:
             raise ValueError(f"one sample has at most 2**34 elements, got {size}")
-        blocks = (size + 3) // 4
+        blocks, key = (size + 3) // 4, (self.seed & _MASK, self.seed >> 32)
+        if self.device.type == "cpu" and not torch.compiler.is_compiling() and type(torch.empty(0)) is Tensor:
+            samples = np.arange(self.first_index, self.first_index + shape[0])[:, None]
+            when = np.array(steps, dtype=np.uint64)[:, None, None]
+            return _philox_on_host((np.arange(blocks), samples, when, np.array(self.stream)), key)
         where = {"dtype": torch.int64, "device": self.device}
         # Masked, as a compiler takes a bare arange for an index, and its products with 32-bit constants overflow there.
         counter = (  # left to broadcast: the first rounds work on small tensors
             torch.arange(blocks, **where) & _MASK,
             torch.arange(self.first_index, self.first_index + shape[0], **where)[:, None] & _MASK,
-            steps[:, None, None] & _MASK,
+            _steps(steps, self.device)[:, None, None] & _MASK,
             torch.full((), self.stream, **where),
         )
-        return philox(counter, (self.seed & _MASK, self.seed >> 32))
+        return philox(counter, key)
 
     def __repr__(self) -> str:
         return (
@@ -251,11 +293,12 @@ class _Ahead:
             first = draws.step
             size = max(1, math.prod(shape))
             steps = max(1, min(self.count - first, _LOOKAHEAD // size))
-            numbers = list(transform(draws._philox(shape, draws._span(first, steps)), (steps, *shape), dtype).unbind(0))
+            words = draws._philox(shape, range(first, first + steps))
+            numbers = list(transform(words, (steps, *shape), dtype).unbind(0))
             self._memo[key] = (first, numbers)
         taken, numbers[draws.step - first] = numbers[draws.step - first], None
         if taken is None:  # handed out before, and perhaps changed in place since: made anew
-            return transform(draws._philox(shape, draws._span(draws.step, 1)), (1, *shape), dtype)[0]
+            return transform(draws._philox(shape, (draws.step,)), (1, *shape), dtype)[0]
         return taken
 
 
@@ -273,6 +316,12 @@ def kernels() -> Any:
 def _check_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+
+
+def _steps(steps: Sequence[int], device: torch.device) -> Tensor:
+    if len(steps) == 1:  # never from a constant: a compiled step would be compiled anew for each
+        return torch.arange(steps[0], steps[0] + 1, dtype=torch.int64, device=device)
+    return torch.tensor(steps, dtype=torch.int64, device=device)
 
 
 def _words(words: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:

@@ -26,9 +26,9 @@ from torch import Tensor
 from .generators import Operator
 from .initial import read_fixed
 from .predict.predictor import check_condition
-from .sampling import _prepare, evaluation_mode
 from .solvers import Field, Solver
 from .solvers.laws import TransitionLaw
+from .solvers.preparation import evaluation_mode, prepare
 from .solvers.run import direction
 from .solvers.transition_law import StepLaw, find_law, refuse_certain
 from .spaces.states import State, batch, each, first, same_factors
@@ -164,7 +164,7 @@ class _Asked:
         like = each(lambda part: torch.empty_like(part[:1]), now)
         equal = count if times is None else None
         field = Field(generator, like, speed=speed)
-        run = _prepare(field, solver, equal, times, start, stop, from_source=False, dense=False)
+        run = prepare(field, solver, equal, times, start, stop, from_source=False, dense=False)
         entry = find_law(run.solver)
         if len(run.plan) != count:
             raise ValueError(f"times make {len(run.plan)} steps, and the states {count}: pass all states of the run")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import genmatch as gm
+from genmatch import couplings
 from genmatch.couplings import OT, Coupling, Given, Independent
 from genmatch.random import Draws
 
@@ -79,6 +82,88 @@ def test_a_far_away_pair_of_clouds_in_float32():
     naive = (x1 @ x0.T).double()
     exact = x1.double() @ x0.double().T
     assert float((naive - exact).abs().max()) > 1
+
+
+def ring(count: int) -> torch.Tensor:
+    """Points around eight centres: many samples want the same partners."""
+    angles = Draws(4, count).integers((count,), 8) * (math.pi / 4)
+    return 2 * torch.stack([angles.cos(), angles.sin()], 1) + 0.1 * Draws(5, count).normal((count, 2))
+
+
+LARGE = {
+    "ring": lambda n: (Draws(1, n).normal((n, 2)), ring(n)),
+    "line": lambda n: (Draws(1, n).normal((n, 1)), Draws(2, n).normal((n, 1)) ** 3),
+    "many dimensions": lambda n: (Draws(1, n).normal((n, 64)), Draws(2, n).normal((n, 64)).sign()),
+    "all alike": lambda n: (Draws(1, n).normal((n, 2)), torch.ones(n, 2)),
+    "copies": lambda n: (Draws(1, n).normal((n, 2)), ring(n)[torch.arange(n) // 3]),
+    "one far away": lambda n: (Draws(1, n).normal((n, 2)), torch.cat([ring(n - 1), torch.full((1, 2), 1e6)])),
+    "enormous": lambda n: (Draws(1, n).normal((n, 2)) * 1e18, ring(n) * 1e18),
+    "tiny": lambda n: (Draws(1, n).normal((n, 2)) * 1e-18, ring(n) * 1e-18),
+}
+
+
+@pytest.mark.parametrize("batch", [couplings._PRICED, 301])
+@pytest.mark.parametrize("case", LARGE)
+def test_prices_leave_the_pairing_optimal(case, batch, monkeypatch):
+    # From here on prices are found first. Any are right: what is tested is that the total is as small as without.
+    x0, x1 = (x.double() for x in LARGE[case](batch))
+    priced = pair(OT(), x0, x1)[0]
+    monkeypatch.setattr(couplings, "_PRICED", 10**9)
+    plain = pair(OT(), x0, x1)[0]
+    assert sorted(map(tuple, priced.tolist())) == sorted(map(tuple, x0.tolist()))
+    assert cost(priced, x1) == pytest.approx(cost(plain, x1), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prices_in_less_precision_pair_as_well(dtype):
+    x0, x1 = (x.to(dtype) for x in LARGE["ring"](300))
+    best = cost(pair(OT(), x0.double(), x1.double())[0], x1)
+    assert cost(pair(OT(), x0, x1)[0], x1) == pytest.approx(best, rel=1e-5)
+
+
+def test_prices_that_are_no_numbers_or_wrong_do_not_matter(monkeypatch):
+    x0, x1 = LARGE["ring"](300)
+    best = pair(OT(), x0, x1)[0]
+    monkeypatch.setattr(couplings, "_prices", lambda cost: 3 * Draws(0, 300).normal((300,)))
+    assert torch.equal(pair(OT(), x0, x1)[0], best)
+
+
+def test_prices_are_nearly_those_of_an_optimal_pairing():
+    # Under exact prices every row's partner is its cheapest column; without prices a ring has few such rows.
+    x0, x1 = (x.double() for x in LARGE["ring"](400))
+    cost = couplings._by_coordinates(x0, x1)
+    partners = torch.empty(400, dtype=torch.int64)
+    partners[couplings._assign(cost)] = torch.arange(400)
+    excess = {}
+    for name, prices in (("priced", couplings._prices(cost)), ("plain", torch.zeros(400))):
+        net = cost - prices
+        excess[name] = float((net.gather(1, partners[:, None])[:, 0] - net.amin(1)).mean())
+    assert excess["priced"] < 0.03 * excess["plain"]
+
+
+def test_prices_find_pairs_along_geodesics_too(monkeypatch):
+    space = gm.spaces.Sphere(2)
+    x0, x1 = (torch.nn.functional.normalize(Draws(i, 260).normal((260, 3), F64), dim=1) for i in (1, 2))
+    priced = pair(OT(space), x0, x1 * torch.ones(260, 1))[0]
+    monkeypatch.setattr(couplings, "_PRICED", 10**9)
+    assert torch.equal(priced, pair(OT(space), x0, x1)[0])
+
+
+def test_only_optimal_transport_is_worth_a_thread():
+    assert [coupling.costly for coupling in EXAMPLES] == [False, True, False]
+
+
+def test_an_assignment_lets_other_threads_run(monkeypatch):
+    # Otherwise nothing would be gained by pairing ahead on a thread.
+    cost, ticks = -(LARGE["ring"](1000)[0] @ LARGE["ring"](1000)[1].T), []
+    monkeypatch.setattr(couplings, "_PRICED", 10**9)
+    thread = threading.Thread(target=couplings._assign, args=(cost,))
+    couplings._assign(cost[:2, :2])  # imports
+    thread.start()
+    while thread.is_alive():
+        ticks.append(None)
+        time.sleep(0.001)
+    assert len(ticks) > 5
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 1, 4, 4), (5, 2, 3), (1, 2)])

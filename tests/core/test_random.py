@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import genmatch as gm
 from genmatch.random import Draws, _normal, _uniform, philox
@@ -60,6 +62,47 @@ def test_known_answers(counter: str, key: str, expected: str):
 @given(st.tuples(WORD, WORD, WORD, WORD), st.tuples(WORD, WORD))
 def test_philox_is_the_scalar_one(counter, key):
     assert run(counter, key) == scalar_philox(counter, key)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 0), (7,), (3, 50), (90, 2, 3), (2, 400)])
+def test_all_ways_to_the_words_agree(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> list[Tensor]:
+        draws = Draws(2**64 - 5, shape[0], first_index=2**32 - 100, step=2**32 - 3)
+        return [draws.bits(shape), draws.uniform(shape), draws.normals([0, 2**32 - 1, 5], shape)]
+
+    host = draw()
+    monkeypatch.setattr(gm.random, "_PIECE", 8)
+    pieces = draw()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    halves = draw()  # products in halves, for compilers
+    monkeypatch.setattr(gm.random, "_product", lambda c, m: ((c * m >> 32) & 0xFFFFFFFF, (c * m) & 0xFFFFFFFF))
+    whole = draw()  # other devices
+    for found in (pieces, halves, whole):
+        assert all(map(torch.equal, found, host))
+
+
+def test_products_in_halves_are_those_of_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.tensor([0, 1, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x9E3779B9])
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda now=compiling: now)
+        for multiplier in (0xD2511F53, 0xCD9E8D57, 0xFFFFFFFF):
+            high, low = gm.random._product(words, multiplier)
+            expected = [list(divmod(word * multiplier, 2**32)) for word in words.tolist()]
+            assert torch.stack([high, low], 1).tolist() == expected
+
+
+def test_draws_within_transforms_and_fake_modes_are_those_outside() -> None:
+    draws = Draws(3, 4)
+    expected = draws.normal((4, 2))
+    x = torch.ones(4, 2)
+    value, tangent = torch.func.jvp(lambda x: x * draws.normal((4, 2)), (x,), (x,))
+    assert torch.equal(value, expected)
+    assert torch.equal(tangent, expected)
+    assert torch.equal(torch.func.grad(lambda x: (x * draws.normal((4, 2))).sum())(x), expected)
+    each = torch.func.vmap(lambda x: x + draws.normal((4, 2)))(torch.zeros(3, 4, 2))
+    assert torch.equal(each, expected.expand(3, 4, 2))
+    with FakeTensorMode():
+        assert draws.normal((4, 2)).shape == (4, 2)
 
 
 @settings(max_examples=60)

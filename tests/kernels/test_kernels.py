@@ -202,17 +202,17 @@ def test_bad_input_raises_at_the_call() -> None:
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"draws for 2 samples need a tensor \(B, \*S\) with as many, got \(3, 3\)"):
         kernels.normal(torch.zeros(3, 3), draws)
-    with pytest.raises(ValueError, match="y must have the shape and device of x"):
+    with pytest.raises(ValueError, match=r"y must have the shape \(2, 3\) of x, got \(2, 4\)"):
         kernels.step(x, torch.zeros(2, 4), 1.0, 1.0, 1.0, draws)
-    with pytest.raises(ValueError, match="other must have the shape and device of x"):
+    with pytest.raises(ValueError, match=r"other must have the shape \(2, 3\) of x, got \(3,\)"):
         kernels.step(x, x, 1.0, 1.0, 1.0, draws, other=torch.zeros(3))
     with pytest.raises(TypeError, match="must be floating point"):
         kernels.step(x, tokens, 1.0, 1.0, 1.0, draws)
-    with pytest.raises(TypeError, match=r"tokens are integers, got torch.float32"):
+    with pytest.raises(TypeError, match=r"tokens are integers of 8 to 64 bits, signed or uint8, got torch.float32"):
         kernels.jump(x, torch.zeros(2, 3, 4), x, draws.fork(1), draws.fork(2))
     with pytest.raises(ValueError, match=r"logits must be floating point of shape \(2, 3, 'V'\)"):
         kernels.jump(tokens, torch.zeros(2, 4, 4), x, draws.fork(1), draws.fork(2))
-    with pytest.raises(ValueError, match=r"chance must have the shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"chance must be floating point of the shape \(2, 3\)"):
         kernels.jump(tokens, torch.zeros(2, 3, 4), torch.zeros(2), draws.fork(1), draws.fork(2))
     with pytest.raises(ValueError, match="draws of one seed, step and first index"):
         kernels.jump(tokens, torch.zeros(2, 3, 4), x, draws.fork(1), draws.at(3).fork(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genmatch.nn import SelfAttention
@@ -65,6 +66,56 @@ def test_second_derivatives_within_the_math_kernel():
     difference = (gradient(query + h * direction) - gradient(query - h * direction)) / (2 * h)
     torch.testing.assert_close(forward, difference, atol=1e-7, rtol=1e-6)
     torch.testing.assert_close(reverse, difference, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "largest", "fused"),
+    [
+        (torch.bfloat16, True, 40, False),
+        (torch.bfloat16, True, 39, True),
+        (torch.bfloat16, False, 40, True),
+        (torch.float32, True, 40, True),
+    ],
+)
+def test_gradients_in_bfloat16_on_a_cpu_take_the_formula(monkeypatch, dtype, gradients, largest, fused):
+    # Weights of 2 samples, 1 head, 4 queries and 5 keys: 40.
+    used = []
+
+    def kernel(query, key, value, attn_mask=None):
+        used.append("fused")
+        return value[..., :1, :].expand_as(query)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr("genmatch.nn.attention.LARGEST", largest)
+    query, key = draw(2, 1, 4, 3).to(dtype), draw(2, 1, 5, 3).to(dtype)
+    attend(query.requires_grad_(gradients), key, key)
+    assert bool(used) == fused
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_in_bfloat16_are_close(masked):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 2, 16, 8, generator=generator) for _ in range(3)]
+    mask = (torch.arange(16) % 3 != 1).expand(2, 1, 1, 16) if masked else None
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        cast = [each.to(dtype).requires_grad_() for each in inputs]
+        output = attend(cast[0], cast[1], cast[2], mask)
+        found.append([output, *torch.autograd.grad(output.float().sin().sum(), cast)])
+    for expected, value in zip(*found, strict=True):
+        assert value.dtype == torch.bfloat16
+        assert 1e-4 < (value.float() - expected).norm() / expected.norm() < 0.02
+
+
+def test_an_exported_attention_is_the_fused_operator():
+    class Attention(torch.nn.Module):
+        def forward(self, query: torch.Tensor) -> torch.Tensor:
+            return attend(query, query, query)
+
+    query = draw(2, 1, 4, 8).to(torch.bfloat16).requires_grad_()
+    program = torch.export.export(Attention(), (query,))
+    assert "scaled_dot_product_attention" in str(program.graph)
+    assert "softmax" not in str(program.graph)
 
 
 def test_tokens_in_another_order_come_out_in_that_order():

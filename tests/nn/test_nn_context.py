@@ -78,6 +78,24 @@ def test_none_of_no_vectors_and_masked_whole_are_the_same(kind):
 
 
 @each
+def test_layers_that_read_a_context_have_a_gradient_of_zero_if_it_is_masked_and_none_without_it(kind):
+    network, x, t, context, mask = prepared(kind)
+    readers = [name for name, _ in network.named_parameters() if ".cross.context." in name]
+    found = []
+    for told in ({}, {"context": context, "context_mask": torch.zeros_like(mask)}, {"context": context}):
+        network.zero_grad(set_to_none=True)
+        network(x, t, torch.arange(4), **told).square().sum().backward()
+        gradients = dict(network.named_parameters())
+        found.append([gradients[name].grad for name in readers])
+        without = [name for name, p in gradients.items() if p.grad is None]
+        assert without == ([] if told else readers)
+    assert readers
+    assert all(gradient is None for gradient in found[0])
+    assert not any(gradient.any() for gradient in found[1])
+    assert all(gradient.any() for gradient in found[2])
+
+
+@each
 def test_zeros_are_not_no_context(kind):
     network, x, t, context, _ = prepared(kind)
     assert (network(x, t, context=torch.zeros_like(context)) - network(x, t)).abs().max() > 1e-3

@@ -194,6 +194,13 @@ def test_weights_are_as_many_as_published(width, depth, heads, millions):
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
 
 
+@pytest.mark.parametrize(("embedding", "dim"), [(None, 16), (40, 40)])
+def test_size_of_the_vector_of_time_and_class(embedding, dim):
+    network = awake(DiT(1, (4, 4), **DIT, embedding=embedding, classes=3))
+    assert network.conditioning(torch.rand(2), None, 2).shape == (2, dim)
+    assert network(torch.randn(2, 1, 4, 4), torch.rand(2)).isfinite().all()
+
+
 # Bad input
 
 
@@ -219,6 +226,7 @@ def test_bad_states(shape, message):
         ({"channels": 0}, "sizes must be positive, got channels=0"),
         ({"out_channels": 0}, "out_channels=0"),
         ({"depth": 0}, "depth=0"),
+        ({"embedding": 0}, "embedding must be positive, got 0"),
         ({"patch": 0}, r"patch=\(0, 0\)"),
         ({"patch": 4}, r"must divide the size on every axis, got patch=\(4, 4\) and size=\(4, 6\)"),
         ({"patch": (2,)}, r"got patch=\(2,\) and size=\(4, 6\)"),

@@ -24,6 +24,10 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + (-x).exp())
 
 
+def gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
 def normal(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + 1e-5).sqrt()
 
@@ -93,7 +97,7 @@ def through(block: ModulatedBlock, h: Tensor, told, places: Tensor | None = None
     if block.cross is not None:
         h = h + reading(block.cross, normal(h, (2,)), context, mask)
     wide, _, narrow = block.feedforward
-    return h + gate2 * linear(narrow, F.gelu(linear(wide, modulated(h, shift2, scale2)), approximate="tanh"))
+    return h + gate2 * linear(narrow, gelu(linear(wide, modulated(h, shift2, scale2))))
 
 
 def transformer(network: Transformer, x: Tensor, t: Tensor, label: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import awake
 
 from genmatch.nn import UNet
-from genmatch.nn.blocks import PixelAttention, modulated_norm
+from genmatch.nn.blocks import PixelAttention, halve, modulated_norm
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "attention": ()}
 
@@ -127,6 +128,23 @@ def test_modulated_norm_has_its_gradients(layout):
     scale, shift = (torch.randn(2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     inputs = (x, scale, shift)
     assert torch.autograd.gradcheck(lambda *inputs: modulated_norm(inputs[0], 2, *inputs[1:]), inputs)
+
+
+@pytest.mark.parametrize("size", [(6,), (4, 6), (2, 4, 6)])
+def test_halve_is_the_mean_of_two_along_every_axis(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
+    torch.testing.assert_close(halve(x), pool(x, 2))
+    assert torch.autograd.gradcheck(halve, (x,))
+    low = halve(x.detach().to(torch.bfloat16))
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.double(), pool(x, 2).detach(), rtol=0, atol=0.03)
+
+
+def test_halve_keeps_the_layout():
+    x = torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last)
+    assert halve(x).is_contiguous(memory_format=torch.channels_last)
+    assert halve(x.contiguous()).is_contiguous()
 
 
 def test_dropout_is_for_training():

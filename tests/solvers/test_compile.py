@@ -180,13 +180,24 @@ def test_so_does_a_step_of_every_predictor(kind: str, solver: Solver) -> None:
     ids=str,
 )
 def test_the_default_compiler_agrees(what: str, solver: Solver) -> None:
-    # Three steps: this compiler makes constants of some numbers of the plan, and compiles anew for each step.
     torch._dynamo.reset()
     x = states(what)
     field = Field(build(what), x)
-    plan = solver.plan(field, gm.grids.uniform(STEPS, 0.05, 1.0))[:3]
+    plan = solver.plan(field, gm.grids.uniform(STEPS, 0.05, 1.0))[:6]
     fast = march(torch.compile(solver.step, fullgraph=True), solver, field, plan, x)
     torch.testing.assert_close(fast, march(solver.step, solver, field, plan, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_default_compiler_makes_the_numbers_of_draws() -> None:
+    """A C++ compiler takes it that signed integers never overflow: products of 32-bit words must not."""
+    torch._dynamo.reset()
+    counter = [
+        torch.tensor(row) for row in ([0, 1, 2**32 - 1, 7], [5, 2**31, 0, 3], [0, 3, 4, 2**32 - 1], [1, 1, 1, 9])
+    ]
+    fast = torch.compile(gm.random.philox, fullgraph=True)(counter, (0, 0))
+    for words, expected in zip(fast, gm.random.philox(counter, (0, 0)), strict=True):
+        assert torch.equal(words, expected)
 
 
 class Reads(TorchDispatchMode):

@@ -317,7 +317,7 @@ def _scale(triplet: Any, weight: Number, x: State) -> Any:
     """A multiple of a triplet; a weight for each sample runs along the batch of every factor."""
     if isinstance(triplet, Triplets) and isinstance(weight, Tensor) and weight.ndim:
         return Triplets({name: part * along_batch(weight.reshape(-1), x[name]) for name, part in triplet.items()})
-    return weight * triplet
+    return triplet.__mul__(weight)  # by name: a compiler would hand the product of a tensor and a triplet to torch
 
 
 def _check_weight(weight: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -12,6 +14,8 @@ from .launch import signed
 from .reference import Address
 
 __all__ = ["jump", "normal", "step"]
+
+LARGEST_SAMPLE = 1 << 34  # elements: four to each of the 32-bit counters
 
 
 def normal(like: Tensor, draws: Draws) -> Tensor:
@@ -60,17 +64,10 @@ def step(
     Raises
     ------
     ValueError, TypeError
-        If shapes or devices differ, or one is not floating point.
+        If shapes, devices or layouts differ, one is not floating point, or the draws are those of a Brownian tree.
     """
     _check(x, draws)
-    for name, tensor in (("y", y), ("other", other)):
-        if tensor is not None and (tensor.shape != x.shape or tensor.device != x.device):
-            raise ValueError(
-                f"{name} must have the shape and device of x, {tuple(x.shape)} on {x.device}, "
-                f"got {tuple(tensor.shape)} on {tensor.device}"
-            )
-    if any(t is not None and not t.is_floating_point() for t in (x, y, other)):
-        raise TypeError("x, y and other must be floating point")
+    _check_step(x, y, other)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # type: ignore[attr-defined]
         # An operator of torch has no forward derivative, and would drop tangents without a word.
         return reference.step(x, y, other, float(a), float(b), float(guidance), float(std), Address.of(draws))
@@ -96,30 +93,77 @@ def jump(x: Tensor, logits: Tensor, chance: Tensor, whether: Draws, where: Draws
 
     Returns
     -------
-    ``(B, *S)`` in the dtype of x; -1 where the logits of a position that jumps are not numbers.
+    ``(B, *S)`` in the dtype of x; -1 (255 in uint8) where the logits of a position that jumps are not
+    numbers.
 
     Raises
     ------
     ValueError, TypeError
-        If shapes do not fit, x does not hold integers, or the draws differ in more than their stream.
+        If shapes, devices or dtypes do not fit, x cannot hold V - 1, or the draws differ in more than their stream.
     """
     _check(x, whether)
-    if x.is_floating_point() or x.dtype == torch.bool:
-        raise TypeError(f"tokens are integers, got {x.dtype}")
-    if logits.shape[:-1] != x.shape or not logits.shape[-1] or not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be floating point of shape {(*x.shape, 'V')}, got {logits.dtype} {tuple(logits.shape)}"
-        )
-    if chance.shape != x.shape:
-        raise ValueError(f"chance must have the shape {tuple(x.shape)} of the tokens, got {tuple(chance.shape)}")
+    _check(x, where)
+    _check_jump(x, logits, chance)
     if _numbers(whether)[:3] != _numbers(where)[:3]:
         raise ValueError("whether and where must be draws of one seed, step and first index")
     return torch.ops.genmatch.jump(x, logits.detach(), chance.detach(), *_numbers(whether), where.stream)
 
 
 def _check(x: Tensor, draws: Draws) -> None:
+    if type(draws) is not Draws:
+        raise TypeError(
+            f"the kernels make the numbers of plain gm.Draws, got {type(draws).__name__}, whose noise they would pass "
+            "over: take .normal(shape) of it"
+        )
     if not x.ndim or len(x) != draws.samples:
         raise ValueError(f"draws for {draws.samples} samples need a tensor (B, *S) with as many, got {tuple(x.shape)}")
+
+
+def _check_dense(**tensors: Tensor | None) -> None:
+    """Raise unless all are plain dense tensors on one device; the operators check again what they are called with."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}: call .to_dense() on it")
+    first, *others = given.items()
+    for name, tensor in others:
+        if tensor.device != first[1].device:
+            raise ValueError(f"{name} must be on the device of {first[0]}, {first[1].device}, got {tensor.device}")
+
+
+def _check_size(x: Tensor) -> None:
+    size = math.prod(x.shape[1:])
+    if size > LARGEST_SAMPLE:
+        raise ValueError(f"one sample has at most 2**34 elements, got {size}")
+
+
+def _check_step(x: Tensor, y: Tensor, other: Tensor | None) -> None:
+    _check_dense(x=x, y=y, other=other)
+    _check_size(x)
+    for name, tensor in (("y", y), ("other", other)):
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(f"{name} must have the shape {tuple(x.shape)} of x, got {tuple(tensor.shape)}")
+    for name, tensor in (("x", x), ("y", y), ("other", other)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def _check_jump(x: Tensor, logits: Tensor, chance: Tensor) -> None:
+    _check_dense(x=x, logits=logits, chance=chance)
+    _check_size(x)
+    if x.dtype not in launch.TOKENS:
+        raise TypeError(f"tokens are integers of 8 to 64 bits, signed or uint8, got {x.dtype}")
+    if not logits.ndim or logits.shape[:-1] != x.shape or not logits.shape[-1] or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating point of shape {(*x.shape, 'V')}, got {logits.dtype} {tuple(logits.shape)}"
+        )
+    if chance.shape != x.shape or not chance.is_floating_point():
+        raise ValueError(
+            f"chance must be floating point of the shape {tuple(x.shape)} of the tokens, got {chance.dtype} "
+            f"{tuple(chance.shape)}"
+        )
+    if logits.shape[-1] - 1 > torch.iinfo(x.dtype).max:
+        raise ValueError(f"{x.dtype} cannot hold the token {logits.shape[-1] - 1}: call .long() on the tokens")
 
 
 def _numbers(draws: Draws) -> tuple[int, int, int, int]:
@@ -132,6 +176,8 @@ def _address(seed: int, first: int, step: int, stream: int) -> Address:
 
 @torch.library.custom_op("genmatch::normal", mutates_args=())
 def _normal(like: Tensor, seed: int, first: int, step: int, stream: int) -> Tensor:
+    _check_dense(like=like)
+    _check_size(like)
     run = launch if launch.usable(like.device) else reference
     return run.normal(like, _address(seed, first, step, stream))
 
@@ -155,6 +201,7 @@ def _step(
     step: int,
     stream: int,
 ) -> Tensor:
+    _check_step(x, y, other)
     if x.is_contiguous():  # a network in channels_last returns its own layout
         y, other = y.contiguous(), None if other is None else other.contiguous()
     run = launch if launch.supported(x, y, other) else reference
@@ -187,9 +234,10 @@ _step.register_autograd(_back, setup_context=_keep)
 def _jump(
     x: Tensor, logits: Tensor, chance: Tensor, seed: int, first: int, step: int, whether: int, where: int
 ) -> Tensor:
+    _check_jump(x, logits, chance)
     address = _address(seed, first, step, whether)
     x, logits, chance = x.contiguous(), logits.contiguous(), chance.contiguous().float()
-    fits = x.dtype in launch.TOKENS and logits.shape[-1] <= launch.LARGEST_VOCABULARY
+    fits = x.numel() <= launch.MOST_PROGRAMS and logits.shape[-1] <= launch.LARGEST_VOCABULARY
     run = launch if fits and launch.supported(logits, chance) else reference
     return run.jump(x, logits, chance, address, where)
 

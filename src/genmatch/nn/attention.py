@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "in_transform", "rotary"]
+__all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "rotary"]
+
+LARGEST = 2**24  # weights of an attention that are written out for the sake of speed: 32 MiB of bfloat16
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each, the first half of the sines negated
 
@@ -21,21 +23,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
     Notes
     -----
-    This is ``scaled_dot_product_attention``, but for inputs that carry a tangent (``torch.func.jvp``): its fused
-    kernels have no forward derivative, so the formula is written out there. They have no second derivative either;
-    for one (the gradient of a divergence, ``jvp`` of ``grad``) run the network within
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    This is ``scaled_dot_product_attention``, and in two cases the formula written out, which keeps the weights: for
+    inputs that carry a tangent (``torch.func.jvp``), as the fused kernels have no forward derivative; and for gradients
+    in bfloat16 on a CPU, as long as there are at most 2**24 weights, as torch 2.13's fused kernel takes 2 to 5 times as
+    long there (its products are of float32, though: written out, the rounding of the weights about doubles).
+
+    The fused kernels have no second derivative either; for one (the gradient of a divergence, ``jvp`` of ``grad``) run
+    the network within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     References
     ----------
     .. [1] A. Vaswani et al., "Attention is all you need", 2017, equation 1.
     """
-    if any(forward_ad.unpack_dual(each).tangent is not None for each in (query, key, value)):
+    if _carries_tangent(query, key, value) or _slow_when_fused(query, key):
         weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             weights = weights.masked_fill(~mask, float("-inf"))
         return torch.softmax(weights, dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _carries_tangent(*inputs: Tensor) -> bool:
+    return any(forward_ad.unpack_dual(each).tangent is not None for each in inputs)
+
+
+def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
+    """Whether the gradient is faster with the formula; an exported program has the fused operator, for any device."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.compiler.is_exporting():
+        return False
+    return torch.is_grad_enabled() and query.requires_grad and query[..., 0].numel() * key.shape[-2] <= LARGEST
 
 
 class SelfAttention(nn.Module):
@@ -105,11 +121,6 @@ class CrossAttention(nn.Module):
         query = self.query(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
         key, value = parts.unbind(0)
         return self.output(attend(query, key, value, allowed).transpose(1, 2).reshape(batch, length, width))
-
-
-def in_transform() -> bool:
-    """Whether a derivative is being taken by ``torch.func``, or forwards: what is computed again has none."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # type: ignore[attr-defined]
 
 
 def rotary(grid: Sequence[int], dim: int, *, period: float = 100.0, device: torch.device | None = None) -> Rotation:

@@ -99,13 +99,12 @@ def modulated_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tens
 
 def halve(x: Tensor) -> Tensor:
     """Means of 2 pixels along every axis of ``(B, C, *size)``."""
-    if x.ndim == 3:
-        return F.avg_pool1d(x, 2)
-    if x.ndim == 4:
-        return F.avg_pool2d(x, 2)
-    # avg_pool3d knows no bfloat16 on a CPU: the last two axes, and then the first.
-    channels, depth = x.shape[1:3]
-    return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, (channels, depth // 2, 2)).mean(3)
+    # Sums of two strided halves: on a CPU 2 to 4 times as fast as torch's pooling, forwards and backwards, which has no
+    # bfloat16 for volumes besides.
+    for axis in range(2, x.ndim):
+        x = x.unflatten(axis, (-1, 2))
+        x = x.select(axis + 1, 0) + x.select(axis + 1, 1)
+    return x * 0.5 ** (x.ndim - 2)
 
 
 def zero(layer: nn.Module) -> None:

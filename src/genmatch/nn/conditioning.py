@@ -138,6 +138,9 @@ class Context(nn.Module):
     sees a learned null vector alone. For :class:`~genmatch.guidance.ClassifierFree` "no context" is therefore the mask:
     ``condition={"context": c, "context_mask": m}`` and ``null={"context_mask": False}``. A context of zeros is not it.
     What is masked must still be finite, as zero times NaN is NaN.
+
+    The layers that read a context have no gradient (``grad`` is None) after a batch without one, and zero after one
+    that is masked out whole. Where every weight must have a gradient, as in ``DistributedDataParallel``, mask.
     """
 
     def __init__(self, dim: int, dropout: float = 0.1) -> None:

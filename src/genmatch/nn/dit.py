@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .attention import Rotation, in_transform, rotary
+from .attention import Rotation, rotary
+from .blocks import zero
 from .conditioning import Conditioning, Context, read_context
 from .embeddings import Sinusoidal
 from .modulated import MODULATIONS, ModulatedBlock, modulate
+from .recomputation import run, wanted
 
 __all__ = ["DiT"]
 
@@ -56,6 +57,9 @@ class DiT(nn.Module):
         :class:`~genmatch.nn.Context`.
     context_dropout
         Probability of training without the context.
+    embedding
+        Size of the vector that carries time and class; `width` for None. Every sample has one: a larger embedding costs
+        next to no time.
     time_scale
         Multiplies the times in front of the sinusoidal embedding: 1000 suits times in ``[0, 1]``.
     time
@@ -107,6 +111,7 @@ class DiT(nn.Module):
         label_dropout: float = 0.1,
         context: int | None = None,
         context_dropout: float = 0.1,
+        embedding: int | None = None,
         time_scale: float = 1000.0,
         time: nn.Module | None = None,
         checkpoint: bool = False,
@@ -118,8 +123,9 @@ class DiT(nn.Module):
         _check_sizes(channels, out_channels, size, patch, width, depth, heads, positions)
         self.channels, self.size, self.patch, self.width = channels, size, patch, width
         self.classes, self.checkpoint, self.rotates = classes, checkpoint, positions == "rotary"
+        dim = width if embedding is None else embedding
         self.conditioning = Conditioning(
-            Sinusoidal(256, scale=time_scale) if time is None else time, width, classes, label_dropout
+            Sinusoidal(256, scale=time_scale) if time is None else time, dim, classes, label_dropout
         )
         self.context = None if context is None else Context(context, context_dropout)
         self.input = nn.Linear(channels * math.prod(patch), width)
@@ -130,11 +136,10 @@ class DiT(nn.Module):
         else:
             self.table = nn.Parameter(torch.randn(tokens, width) * 0.02)
         # One product makes the modulations of all blocks, and a shift and a scale in front of the output.
-        self.modulations = nn.Linear(width, (MODULATIONS * depth + 2) * width)
+        self.modulations = nn.Linear(dim, (MODULATIONS * depth + 2) * width)
         self.output = nn.Linear(width, out_channels * math.prod(patch))
-        for layer in (self.modulations, self.output):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero(self.modulations)
+        zero(self.output)
         axes, sides = AXES[: len(size)], [f"p{axis}" for axis in AXES[: len(size)]]
         whole = " ".join(f"({axis} {side})" for axis, side in zip(axes, sides, strict=True))
         self._whole, self._cut = f"b c {whole}", f"b ({' '.join(axes)}) ({' '.join(sides)} c)"
@@ -159,10 +164,10 @@ class DiT(nn.Module):
         else:
             rotation = rotary(grid, self.width // self.blocks[0].attention.heads, device=x.device)  # type: ignore[union-attr]
         context, mask = read_context(self.context, context, context_mask, x.shape[0])
-        again = self.checkpoint and self.training and torch.is_grad_enabled() and not in_transform()
+        again = wanted(self)
         for i, block in enumerate(self.blocks):
             own = (*modulations[MODULATIONS * i : MODULATIONS * (i + 1)], rotation, context, mask)
-            h = checkpoint(block, h, *own, use_reentrant=False) if again else block(h, *own)
+            h = run(block, h, *own, again=again)
         h = self.output(modulate(h, *modulations[-2:]))
         lengths = dict(zip(AXES, grid, strict=False))
         return rearrange(h, f"{self._cut} -> {self._whole}", **sides, **lengths)

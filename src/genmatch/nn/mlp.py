@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import zero
 from .conditioning import Conditioning
 from .embeddings import Sinusoidal
 
@@ -81,8 +82,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.shifts = nn.Linear(embedding, depth * width)  # one product for all layers
         self.output = nn.Linear(width, out)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        zero(self.output)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate at states ``(B, dim)``, times ``(B,)`` and labels ``(B,)`` or None."""

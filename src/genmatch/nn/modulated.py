@@ -36,7 +36,7 @@ class ModulatedBlock(nn.Module):
             raise ValueError(f"the feed-forward layer needs a width of at least 1, got ratio={ratio} of {width}")
         self.attention = SelfAttention(width, heads)
         self.cross = None if context is None else CrossAttention(width, heads, context)
-        self.feedforward = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
+        self.feedforward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
     def forward(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .blocks import zero
 from .conditioning import Conditioning, look_up
 from .embeddings import Sinusoidal
 from .modulated import MODULATIONS, ModulatedBlock, modulate
@@ -105,9 +106,8 @@ class Transformer(nn.Module):
         # One product makes the modulations of all blocks, and a shift and a scale in front of the output.
         self.modulations = nn.Linear(width, (MODULATIONS * depth + 2) * width)
         self.output = nn.Linear(width, vocabulary)
-        for layer in (self.modulations, self.output):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero(self.modulations)
+        zero(self.output)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The logits for tokens ``(B, L)``, times ``(B,)`` and labels ``(B,)`` or None."""

@@ -14,6 +14,7 @@ from .laws import CategoricalLaw, GaussianLaw, PointLaw, ProductLaw, TransitionL
 from .optimised_grid import optimise_grid
 from .report import Report, UnfinishedError
 from .runge_kutta import RK4, BogackiShampine, DormandPrince, Euler, Heun, Midpoint, Ralston, RungeKutta
+from .sampler import Sampler
 from .single_step import DPMSolverSingle
 from .solver import Solver
 from .stochastic import SRA, SRI
@@ -57,6 +58,7 @@ __all__ = [
     "Remasking",
     "Report",
     "RungeKutta",
+    "Sampler",
     "Solver",
     "StepLaw",
     "Strang",

@@ -118,6 +118,7 @@ class Dopri5(Solver):
     parts = frozenset({"drift"})
     order = 5
     default_steps = 1
+    on_the_host = True
 
     def __init__(
         self,

@@ -168,7 +168,7 @@ class Churn(Solver):
 
     def step(self, field: Field, x: Tensor, c: Step, draws: Draws, carry: None) -> tuple[Tensor, None]:
         """One step; see the class."""
-        if c.std:
+        if isinstance(c.std, Tensor) or c.std != 0.0:
             x = combine([(c.keep, x), (c.std, field.space.brownian(x, draws))])
         native = field.native(x, c.instant)
         moved = combine([(c.a, x), (c.b, native)])

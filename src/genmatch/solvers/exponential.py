@@ -130,7 +130,9 @@ class Semilinear(Solver):
         now = Instant(*values.unbind(1))
         factor, std = self.damping(field, part_of(now, slice(None, -1)), part_of(now, slice(1, None)))
         gains = self.gains(field, times, now)
-        reach = [len(row) for row in gains] + [0]
+        # Nothing is needed after the last step; it keeps as much as the one before, so that one graph serves both.
+        reach = [len(row) for row in gains]
+        reach.append(reach[-1])
         opening = self.opening(field, now)
         form = self.form or ("data" if bool(times[-1] > times[0]) else "noise")
         history = (1.0, 0.0) if form == "data" else (0.0, 1.0)
@@ -161,7 +163,8 @@ class Semilinear(Solver):
     def step(self, field: Field, x: Tensor, c: Transition | Opening, draws: Draws, carry: Any) -> tuple[Tensor, Any]:
         """One step; see :class:`Transition`."""
         if not isinstance(c, Opening):
-            return apply_transition(field, x, c, draws, carry)
+            moved, kept = apply_transition(field, x, c, draws, carry)
+            return moved, kept or None  # as before the first step, so that order 1 has one kind of step
         moved, kept = apply_transition(field, x, c.first, draws, carry)
         again = field.native(moved, c.end)
         terms = [(1.0, moved), (c.gain * c.keep[0], moved), (c.gain * c.keep[1], again), (-c.gain, kept[0])]

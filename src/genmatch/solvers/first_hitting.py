@@ -62,6 +62,7 @@ class FirstHitting(Solver):
 
     parts = frozenset({"rates"})
     order = 1  # of any: there is no error that steps could make smaller
+    on_the_host = True
 
     def defined(self, field: Field, t: float) -> bool:
         """Always: a posterior is finite at all times."""

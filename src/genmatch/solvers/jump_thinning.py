@@ -63,6 +63,7 @@ class JumpThinning(Solver):
 
     parts = frozenset({"rates"})
     order = 1  # of any: there is no error that steps could make smaller
+    on_the_host = True
 
     def __init__(self, bound: float) -> None:
         check_positive("bound", bound)

@@ -27,6 +27,7 @@ from ..spaces.states import State
 from .classical_grids import between, classical_grids, spread_knots
 from .field import Field
 from .grid_search import Warp, search
+from .preparation import default_solver, evaluation_mode
 from .run import direction, first_time
 from .solver import Solver
 from .trial import Trial, march
@@ -126,8 +127,6 @@ def optimise_grid(
     >>> gm.sample(flow, (1000, 1), times=times, seed=1).shape
     torch.Size([1000, 1])
     """
-    from ..sampling import evaluation_mode  # the loop imports the solvers
-
     _check_numbers(generator, steps, reference_steps, iterations)
     initial = read_state(generator, shape_or_state, device, dtype)
     if initial.samples < 2:
@@ -200,8 +199,6 @@ def _check_numbers(generator: Any, steps: Any, reference_steps: Any, iterations:
 
 
 def _read_run(field: Field, solver: Any, start: Any, stop: Any, *, given: bool) -> tuple[Solver, float, float]:
-    from ..sampling import default_solver
-
     path = field.operator.path
     spaces = path.space.factors.values() if isinstance(path.space, Product) else (path.space,)
     if any(space.discrete for space in spaces):

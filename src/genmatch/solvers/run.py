@@ -18,7 +18,18 @@ from .report import Report, read_report
 from .solver import Solver
 from .staged import Staged
 
-__all__ = ["Increments", "Run", "Watch", "check_ends", "direction", "first_time", "follow", "read_times", "stack"]
+__all__ = [
+    "Increments",
+    "Run",
+    "Watch",
+    "check_ends",
+    "check_finite",
+    "direction",
+    "first_time",
+    "follow",
+    "read_times",
+    "stack",
+]
 
 BLIND_LOG_SNR = -10.0  # where a network that knows nothing of the data at t = 0 starts: about DDPM's last step
 
@@ -38,6 +49,7 @@ class Run(NamedTuple):
     times: list[float]
     plan: Sequence[Any]
     begin: Any  # the path's instant at the first time
+    step: Callable[..., Any] | None = None  # in place of the solver's own: the same, compiled
 
 
 class Watch(NamedTuple):
@@ -54,17 +66,17 @@ def follow(
     run: Run, field: Field, x: State, draws: Draws, watch: Watch, brownian: Increments | None = None
 ) -> tuple[State, list[State], Report | None]:
     """The state at the end, all states if they are asked for, and the report if there is one."""
-    solver = run.solver
+    solver, step = run.solver, run.step or run.solver.step
     view = field.lift.states if field.lift is not None else lambda state: state  # type: ignore[attr-defined]
     carry = solver.start(field, x)
     states = [view(x)] if watch.trajectory else []
     steps = draws.steps(len(run.plan)) if brownian is None else brownian.along(draws, run.times)
     for i, (c, now) in enumerate(zip(run.plan, steps, strict=True), start=1):
-        x, carry = solver.step(field, x, c, now, carry)
+        x, carry = step(field, x, c, now, carry)
         if watch.trajectory:
             states.append(view(x))
         if watch.check:
-            _check_finite(field.space, x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
+            check_finite(field.space, x, f"after step {i} of {len(run.plan)}, at t = {run.times[i]:g}")
         if watch.callback is not None:
             watch.callback(i, run.times[i], view(x))
         if watch.bar is not None:
@@ -75,7 +87,7 @@ def follow(
         if not watch.report:
             found.refuse()
     if not watch.check and not hasattr(carry, "report"):
-        _check_finite(field.space, x, "at the end; check=True tells at which step it begins")
+        check_finite(field.space, x, "at the end; check=True tells at which step it begins")
     return x, states, found
 
 
@@ -128,10 +140,11 @@ def read_times(times: Tensor | Sequence[float]) -> Tensor:
     return grid
 
 
-def _check_finite(space: Space, state: State, when: str) -> None:
+def check_finite(space: Space, state: State, when: str) -> None:
+    """Raise unless states are finite, and tokens are tokens."""
     if isinstance(space, Product):
         for name, own in space.factors.items():
-            _check_finite(own, state[name], when)
+            check_finite(own, state[name], when)
     elif space.discrete:
         try:
             space.check(state)

@@ -36,12 +36,16 @@ class Solver(ABC):
     lifts
         Whether it moves a state that carries more than the operator does (a log-density beside x): it must look at the
         field by ``field(x, instant)`` alone.
+    on_the_host
+        Whether its steps ask the host how far each sample is, as adaptive and event-driven ones do: such a run is no
+        fixed sequence of operations, and can be neither compiled nor captured.
     """
 
     parts: frozenset[str]
     order: int
     default_steps: int = 50
     lifts: bool = False
+    on_the_host: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

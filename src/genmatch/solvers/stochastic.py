@@ -152,20 +152,20 @@ class SRI(Staged):
         ahead = x + 3 / 4 * drift
         pair = None if first.variance is None else _brownian(space, x, draws)
         if pair is not None:
-            ahead = ahead + (1.5 * math.sqrt(h)) * start * pair[1]
+            ahead = ahead + (1.5 * _root(h)) * start * pair[1]
         second, later = _read(field, ahead, c.instants[1])
         end = x + (1 / 3) * drift + 2 / 3 * _drift(second, h)
         if first.variance is None and second.variance is None:
             return end
         z, slope = _brownian(space, x, draws) if pair is None else pair
-        step = math.sqrt(h)
+        step = _root(h)
 
         def deviation(y: Tensor, share: float) -> Any:
             now = _deviation(early(y), x)
             return now + share * (_deviation(later(y), x) - now)
 
         quarter = x + 1 / 4 * drift
-        side = torch.where(draws.fork(COIN).uniform(x.shape, x.dtype) < 0.5, -step, step)
+        side = step * torch.where(draws.fork(COIN).uniform(x.shape, x.dtype) < 0.5, -1.0, 1.0).to(x.dtype)
         two = deviation(quarter + side / 2 * start, 1 / 3)  # at t + h / 4, a third of the way to t + 3 h / 4
         three = deviation(x + drift - side * start, 4 / 3)  # at t + h
         four = deviation(quarter + side * (-5 * start + 3 * two + 0.5 * three), 1 / 3)
@@ -207,7 +207,11 @@ def _deviation(variance: Number | None, x: Tensor) -> Any:
     if variance is None:
         return 0.0
     check_variance(variance, x)
-    return root(variance) if isinstance(variance, Tensor) else math.sqrt(variance)
+    return _root(variance)
+
+
+def _root(number: Number) -> Any:
+    return root(number) if isinstance(number, Tensor) else math.sqrt(number)
 
 
 def _refuse_curved(solver: Staged, field: Field) -> None:

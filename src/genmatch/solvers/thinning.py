@@ -76,6 +76,7 @@ class Thinning(Solver):
 
     parts = frozenset({"rates"})
     order = 1  # of any: there is no error that steps could make smaller
+    on_the_host = True
 
     def __init__(self, bound: float | None = None, last: float = 1e-3) -> None:
         if bound is not None:

@@ -115,6 +115,7 @@ class TorchDiffEq(Solver):
 
     lifts = True
     parts = frozenset({"drift"})
+    on_the_host = True
 
     def __init__(
         self,

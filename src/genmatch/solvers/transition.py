@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,10 +41,11 @@ def apply_transition(
     """The step, and what was kept, the latest first."""
     before = before or ()
     native = field.native(x, c.instant)
-    if c.std and x.is_cuda and c.keep is None and not c.past and fusible(x, draws):
+    noisy = isinstance(c.std, Tensor) or c.std != 0.0
+    if noisy and x.is_cuda and c.keep is None and not c.past and fusible(x, draws):
         return kernels().step(x, native, c.a, c.b, c.std, draws.fork(BROWNIAN)), before[: c.memory]  # type: ignore
     terms = [(c.a, x), (c.b, native), *zip(c.past, before, strict=False)]
-    if c.std:
+    if noisy:
         terms.append((c.std, field.space.brownian(x, draws)))  # type: ignore[arg-type]
     kept = before if c.keep is None else (combine([(c.keep[0], x), (c.keep[1], native)]), *before)
     return combine(terms), kept[: c.memory]
@@ -51,6 +54,9 @@ def apply_transition(
 def combine(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
     """The sum of c y over pairs (c, y) in as few passes over the memory as there can be; one y alone is not copied."""
     terms = list(terms)
+    if torch.compiler.is_compiling():
+        # One pass anyway. A choice by the numbers, or a number that is no factor, would be a constant of the graph.
+        return functools.reduce(operator.add, [c * y for c, y in terms])
     rest = [(c, y) for c, y in terms if c != 0.0]
     if not rest:
         return torch.zeros_like(terms[0][1])

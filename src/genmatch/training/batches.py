@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..data.labelled import Labelled
+from ..losses import Pair
 
 __all__ = ["Batch", "Batches", "hint", "name_parts", "place"]
 
@@ -18,11 +19,15 @@ FACTOR = "x1/"  # before the names of a product's factors, which travel among th
 
 
 class Batch(NamedTuple):
-    """One pass through the network: data ``(B, *S)``, conditions with B rows, index of the first sample in the step."""
+    """One pass through the network: data ``(B, *S)``, conditions with B rows, index of the first sample in the step.
+
+    ``pair`` is what the loss uses instead where source and data were paired ahead.
+    """
 
     x1: Tensor
     condition: dict[str, Tensor] | None
     first_index: int
+    pair: Pair | None = None
 
     def read(self) -> tuple[Tensor | dict[str, Tensor], dict[str, Tensor] | None]:
         """The data, on a product a dict of its factors, and the conditions."""
@@ -44,8 +49,12 @@ class Batches(ABC):
         """What must agree for a run to go on, as JSON."""
 
     @abstractmethod
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
+        """A function that gives the :meth:`position` of now, also when more has been taken since."""
+
     def position(self) -> dict[str, Any]:
         """Where the next step stands, as far as the step itself does not say it."""
+        return self.bookmark()()
 
     @abstractmethod
     def seek(self, position: dict[str, Any]) -> None:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..losses import matching_loss
 from ..nn import EMA, PowerEMA
 from ..random import Draws
 from .checkpoint import Resume
 from .data import make_batches
+from .objective import Objective
 from .optimizers import choose_optimizer, describe_optimizer
+from .prefetch import Prefetch
 from .rate import LearningRate, Schedule
 from .report import Fit
 from .run import Cadence, run
@@ -44,7 +47,8 @@ def fit(
     seed: int = 0,
     device: torch.device | str | None = None,
     channels_last: bool = False,
-    compile: bool = False,
+    compile: bool | Literal["network", "step"] = False,
+    prefetch: bool = True,
     log: str | PathLike[str] | None = None,
     log_every: int = 50,
     checkpoint: str | PathLike[str] | None = None,
@@ -107,7 +111,13 @@ def fit(
     channels_last
         Images and convolutions in that memory layout.
     compile
-        Compile ``model.network`` in place (the model itself if it has none). The draws stay outside the graph.
+        ``"network"`` or ``True`` compiles ``model.network`` in place (the model itself if it has none). ``"step"``
+        compiles corruption, network and loss as one graph, for :func:`genmatch.matching_loss`, with
+        ``functools.partial`` or without. The draws stay outside the graph.
+    prefetch
+        Pair source and data of the next step on a thread while this one runs, if the path's coupling says that it is
+        ``costly``, as optimal transport is, and the loss is :func:`genmatch.matching_loss`. The run is the same bit for
+        bit.
     log
         A ``.csv`` or ``.jsonl`` file of :class:`genmatch.training.Row`. A resumed run drops the rows after its
         checkpoint and appends; another run overwrites the log.
@@ -164,8 +174,10 @@ def fit(
     _check_counts(0, warmup=warmup, seed=seed)
     if batch_size is not None:
         _check_counts(1, batch_size=batch_size)
-    precision = _check_options(model, clip, autocast, ema, resume)
+    precision = _check_options(model, clip, autocast, ema, resume, compile)
     _check_functions(loss=loss, callback=callback)
+    if not isinstance(prefetch, bool):
+        raise TypeError(f"prefetch must be True or False, got {prefetch!r}")
     place = _move(model, device, channels_last)
     batches = make_batches(
         data,
@@ -177,7 +189,8 @@ def fit(
         channels_last=channels_last,
     )
     if loss is None:
-        from ..losses import matching_loss as loss
+        loss = matching_loss
+    objective = Objective(model, loss, seed=seed, device=place, autocast=precision, compiled=compile == "step")
     chosen = choose_optimizer(model, optimizer, lr)
     rate = LearningRate(chosen, steps, warmup, schedule)
     average = _average(ema, model)
@@ -195,11 +208,10 @@ def fit(
         **describe_optimizer(chosen),
         **batches.settings(),
     }
-    trainer = Trainer(
-        model, batches, loss, chosen, rate, average, seed=seed, clip=clip, autocast=precision, device=place
-    )
+    ahead = Prefetch(batches, objective.pair if prefetch and objective.pairs_ahead else None, steps, place)
+    trainer = Trainer(model, batches, ahead, objective, chosen, rate, average, seed=seed, clip=clip, device=place)
     cadence = Cadence(steps, log_every, checkpoint_every)
-    return run(trainer, cadence, settings, checkpoint, resume, log, progress, callback, compile)
+    return run(trainer, cadence, settings, checkpoint, resume, log, progress, callback, compile in (True, "network"))
 
 
 def _check_counts(least: int, /, **counts: int) -> None:
@@ -216,7 +228,7 @@ def _check_functions(**functions: Any) -> None:
             raise TypeError(f"{name} must be a function, got {function!r}")
 
 
-def _check_options(model: Any, clip: Any, autocast: Any, ema: Any, resume: Any) -> torch.dtype | None:
+def _check_options(model: Any, clip: Any, autocast: Any, ema: Any, resume: Any, compile: Any) -> torch.dtype | None:
     """Raise on options that make no sense; returns the dtype of autocast."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module such as gm.predict.Velocity(...), got {type(model).__name__}")
@@ -231,6 +243,8 @@ def _check_options(model: Any, clip: Any, autocast: Any, ema: Any, resume: Any) 
         raise TypeError(f"ema must be a decay such as 0.999, a genmatch.nn.EMA or None, got {ema!r}")
     if not isinstance(resume, bool) and resume != "previous":
         raise ValueError(f"resume must be True, False or 'previous', got {resume!r}")
+    if not isinstance(compile, bool) and compile not in ("network", "step"):
+        raise ValueError(f"compile must be 'network' (or True), 'step' or False, got {compile!r}")
     return None if autocast is None else torch.bfloat16
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,12 +77,12 @@ class Memory(Batches):
         """Batch size, accumulation, and what the tensors are."""
         return {"batch_size": self.batch_size, "accumulate": self.accumulate, **self._settings}
 
-    def position(self) -> dict[str, Any]:
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
         """Nothing: the step alone says where the data stands."""
-        return {}
+        return dict
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Nothing to do: see :meth:`position`."""
+        """Nothing to do: see :meth:`bookmark`."""
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

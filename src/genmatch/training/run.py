@@ -40,7 +40,7 @@ def run(
     log: str | PathLike[str] | None,
     progress: bool,
     callback: Callable[[Fit], object] | None,
-    compile: bool,
+    compile_network: bool,
 ) -> Fit:
     """Do the steps that a checkpoint does not have yet; see :func:`genmatch.training.fit`."""
     store = None if checkpoint is None else Checkpoint(checkpoint)
@@ -50,12 +50,13 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(keep_generators(trainer.device))
         stack.enter_context(_training(trainer.model))
+        stack.callback(trainer.prefetch.close)
         stack.callback(trainer.rate.restore)
         stack.callback(trainer.optimizer.zero_grad, set_to_none=True)
         saved = None if store is None else store.open(resume)
         if saved is not None:
             _restore(trainer, fit, saved, settings, cadence.steps)
-        if compile:
+        if compile_network:
             network = getattr(trainer.model, "network", trainer.model)
             network.compile()
         table = None if log is None else Log(log, fit.step)

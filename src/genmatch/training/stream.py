@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,14 +70,10 @@ class Stream(Batches):
                 described[name] = None
         return described
 
-    def position(self) -> dict[str, Any]:
+    def bookmark(self) -> Callable[[], dict[str, Any]]:
         """Epoch and batch, the generators as the epoch began, and the checksum of the last batch."""
-        return {
-            "epoch": self._epoch,
-            "index": self._index,
-            "generators": self._began,
-            "last": checksum(self._last),
-        }
+        epoch, index, began, last = self._epoch, self._index, self._began, self._last
+        return lambda: {"epoch": epoch, "index": index, "generators": began, "last": checksum(last)}
 
     def seek(self, position: dict[str, Any]) -> None:
         """Iterate again up to a stored position."""

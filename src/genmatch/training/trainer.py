@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from ..random import Draws
-from .batches import Batch, Batches
+from .batches import Batches
 from .checkpoint import Saved
+from .objective import Objective
 from .optimizers import optimizer_state, restore_optimizer
+from .prefetch import Prefetch
 from .rate import LearningRate
 from .seeds import derive_seed, seed_generators
 from .weights import collect_weights, fill_weights
@@ -42,32 +41,32 @@ class Trainer:
         self,
         model: nn.Module,
         batches: Batches,
-        loss: Callable[..., Tensor],
+        prefetch: Prefetch,
+        objective: Objective,
         optimizer: Optimizer,
         rate: LearningRate,
         ema: Average | None,
         *,
         seed: int,
         clip: float | None,
-        autocast: torch.dtype | None,
         device: torch.device,
     ) -> None:
-        self.model, self.batches, self.loss = model, batches, loss
+        self.model, self.batches, self.prefetch, self.objective = model, batches, prefetch, objective
         self.optimizer, self.rate, self.ema = optimizer, rate, ema
-        self.seed, self.clip, self.autocast, self.device = seed, clip, autocast, device
+        self.seed, self.clip, self.device = seed, clip, device
         self.samples, self.lr = 0, 0.0
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def advance(self, step: int) -> tuple[Tensor, Tensor]:
         """Take a step; returns its loss and the norm of its gradient before clipping, on the device."""
-        batches = self.batches.take(step)
+        batches = self.prefetch.take(step)
         count = sum(batch.x1.shape[0] for batch in batches)  # len() of a tensor costs microseconds
         seed_generators(derive_seed(self.seed, "step", step), self.device)
         self.lr = self.rate.apply(step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for batch in batches:
-            loss = self._evaluate(batch, step)
+            loss = self.objective(batch, step)
             if len(batches) > 1:
                 loss = loss * (batch.x1.shape[0] / count)
             loss.backward()
@@ -78,21 +77,6 @@ class Trainer:
             self.ema.update()
         self.samples += count
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum(), norm
-
-    def _evaluate(self, batch: Batch, step: int) -> Tensor:
-        draws = Draws(self.seed, batch.x1.shape[0], first_index=batch.first_index, step=step, device=self.device)
-        with self._precision():
-            x1, condition = batch.read()
-            loss = self.loss(self.model, x1, condition=condition, draws=draws)
-        if not isinstance(loss, Tensor) or loss.shape != ():
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {got}")
-        if not loss.requires_grad:
-            raise ValueError("the loss does not depend on any trainable parameter: is it computed under no_grad?")
-        return loss
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _clip(self) -> Tensor:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -121,7 +105,7 @@ class Trainer:
             "model": collect_weights(self.model)[0],
             "optimizer": optimizer_state(self.optimizer),
             "ema": None if self.ema is None else dict(self.ema.state_dict()),
-            "data": self.batches.position(),
+            "data": self.prefetch.position(),
             "samples": self.samples,
         }
 
