@@ -64,7 +64,7 @@ def run(topic: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def store(topic: str, found: dict[str, Any], args: argparse.Namespace) -> Path:
-    """Put a topic into the file of this machine and day."""
+    """Put a topic into the file of this machine and day, but never a failed one in the place of a measured one."""
     about = origin()
     about["machine"]["threads"] = args.threads
     folder = args.out / machine_name(about["machine"])
@@ -73,6 +73,8 @@ def store(topic: str, found: dict[str, Any], args: argparse.Namespace) -> Path:
         folder / f"{about['date']}{'' if not (args.quick or args.smoke) else '-smoke' if args.smoke else '-quick'}.json"
     )
     topics = json.loads(path.read_text())["topics"] if path.exists() else {}
+    if "error" in found and "error" not in topics.get(topic, found):
+        return path  # what was measured before stays
     topics = {name: {**topics, topic: found}[name] for name in TOPICS if name in {*topics, topic}}
     content = {**about, "versions": versions(*PACKAGES), "topics": topics}
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -117,10 +117,10 @@ def save(name: str, content: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def origin() -> dict[str, Any]:
-    """The date, the commit and the machine of a run."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """The date, the commit and the machine of a run; of a tree that was changed since, the commit is told as such."""
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parent).stdout.strip()
+        changed = _git("status", "--porcelain", "--", "../src", "*.py")
+        commit = _git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except OSError:
         commit = ""
     machine = {
@@ -138,6 +138,11 @@ def machine_name(machine: Mapping[str, Any]) -> str:
     """A machine as the name of a folder: its processor, its cores and its GPU."""
     words = f"{machine['processor']} {machine['cores']} cores {machine['gpu'] or ''}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def _git(*arguments: str) -> str:
+    folder = RESULTS.parent
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=folder).stdout.strip()
 
 
 def _processor() -> str:

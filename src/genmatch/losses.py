@@ -155,6 +155,8 @@ def draw_task(
     """The arguments of :func:`matching_loss` checked, and its random numbers drawn, but for those between the ends."""
     path = _check_data(model, x1, condition)
     _check_options(model, time, weight)
+    if not isinstance(paired, bool):
+        raise TypeError(f"paired must be True or False, got {paired!r}: the states themselves are x0=")
     draws = _choose_draws(draws, seed, first(x1))
     if paired:
         if x0 is None:

@@ -114,6 +114,22 @@ def test_prices_leave_the_pairing_optimal(case, batch, monkeypatch):
     assert cost(priced, x1) == pytest.approx(cost(plain, x1), rel=1e-9)
 
 
+@pytest.mark.parametrize("far", [1e5, 1e6, 1e8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outliers_do_not_cost_the_others_their_partners(far, dtype, monkeypatch):
+    x0, x1 = (Draws(seed, couplings._PRICED).normal((couplings._PRICED, 2), torch.float64) for seed in (1, 2))
+    for x in (x0, x1):
+        x[:2] = torch.tensor([[far, 0.0], [-far, 0.0]])
+    x0, x1 = x0.to(dtype), x1.to(dtype)
+    totals = []
+    for first in (couplings._PRICED, 10**9):
+        monkeypatch.setattr(couplings, "_PRICED", first)
+        pairs = pair(OT(), x0, x1)[0]
+        assert torch.equal(pairs[:2], x1[:2])
+        totals.append(cost(pairs[2:].double(), x1[2:].double()))  # without the far ones, which would hide the rest
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prices_in_less_precision_pair_as_well(dtype):
     x0, x1 = (x.to(dtype) for x in LARGE["ring"](300))

@@ -154,6 +154,8 @@ def test_mixed_devices_are_refused() -> None:
         kernels.step(x, x, 0.3, 0.7, 0.4, DRAWS, other=far)
     with pytest.raises(ValueError, match="logits must be on the device of x, cpu, got meta"):
         kernels.jump(tokens, logits.to("meta"), x, DRAWS, DRAWS.fork(3))
+    with pytest.raises(ValueError, match="whether and where must be of two streams"):
+        kernels.jump(tokens, logits, x, DRAWS, DRAWS)
     with pytest.raises(ValueError, match="chance must be on the device of x, cpu, got meta"):
         kernels.jump(tokens, logits, far, DRAWS, DRAWS.fork(3))
 

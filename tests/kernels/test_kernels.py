@@ -155,6 +155,10 @@ def test_values_of_probability_zero_and_logits_that_are_no_numbers(device: str) 
         got = launch.jump(x, logits, chance, address, 3)
         assert got.tolist() == [[4999, 0, -1, -1]]
         assert torch.equal(got, reference.jump(x, logits, chance, address, 3))
+    chance = torch.tensor([[float("nan"), 0.0, 1.0, float("nan")]], device=device)  # what is wrong is told, jump or not
+    got = launch.jump(x, logits, chance, address, 3)
+    assert got.tolist() == [[-1, 0, -1, -1]]
+    assert torch.equal(got, reference.jump(x, logits, chance, address, 3))
 
 
 @each_device

@@ -69,16 +69,19 @@ def test_second_derivatives_within_the_math_kernel():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gradients", "largest", "fused"),
+    ("dtype", "gradients", "largest", "device", "keys", "fused"),
     [
-        (torch.bfloat16, True, 40, False),
-        (torch.bfloat16, True, 39, True),
-        (torch.bfloat16, False, 40, True),
-        (torch.float32, True, 40, True),
+        (torch.bfloat16, True, 40, "cpu", 5, False),
+        (torch.bfloat16, True, 39, "cpu", 5, True),
+        (torch.bfloat16, False, 40, "cpu", 5, True),
+        (torch.float32, True, 40, "cpu", 5, True),
+        (torch.bfloat16, True, 40, "meta", 5, True),
+        (torch.bfloat16, True, 10**6, "cpu", 256, False),
+        (torch.bfloat16, True, 10**6, "cpu", 257, True),
     ],
 )
-def test_gradients_in_bfloat16_on_a_cpu_take_the_formula(monkeypatch, dtype, gradients, largest, fused):
-    # Weights of 2 samples, 1 head, 4 queries and 5 keys: 40.
+def test_gradients_in_bfloat16_on_a_cpu_take_the_formula(monkeypatch, dtype, gradients, largest, device, keys, fused):
+    # Weights of 2 samples, 1 head, 4 queries and 5 keys: 40. More than 256 keys are left to the kernel.
     used = []
 
     def kernel(query, key, value, attn_mask=None):
@@ -87,9 +90,23 @@ def test_gradients_in_bfloat16_on_a_cpu_take_the_formula(monkeypatch, dtype, gra
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
     monkeypatch.setattr("genmatch.nn.attention.LARGEST", largest)
-    query, key = draw(2, 1, 4, 3).to(dtype), draw(2, 1, 5, 3).to(dtype)
+    query, key = (draw(2, 1, length, 3).to(device, dtype) for length in (4, keys))
     attend(query.requires_grad_(gradients), key, key)
     assert bool(used) == fused
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("scale", [1, 30, 300])
+def test_large_logits_in_bfloat16_are_not_rounded(scale, autocast):
+    query, key, value = (
+        each.to(torch.bfloat16) for each in (scale * draw(2, 2, 16, 8), draw(2, 2, 16, 8), draw(2, 2, 16, 8))
+    )
+    weights = torch.softmax(query.double() @ key.double().mT / 8**0.5, -1)  # the plain formula would overflow
+    expected = weights @ value.double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attend(query.requires_grad_(), key, value)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).norm() / expected.norm() < 0.006  # rounded products would make it .04 at 300
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -207,6 +207,23 @@ def test_an_error_of_the_data_is_raised_at_its_step():
     assert not alive()
 
 
+class OneBuffer:
+    """Fills one tensor again and again."""
+
+    def __iter__(self):
+        buffer = torch.empty(16, 2)
+        for step in range(5):
+            yield buffer.copy_(gm.Draws(1, 16, step=step).normal((16, 2)))
+
+
+def test_an_iterable_may_use_one_buffer(tmp_path):
+    unlabelled = {"batch_size": None, "checkpoint_every": 4, "checkpoint": tmp_path}
+    found = [run(OT(), OneBuffer(), 8, prefetch=ahead, resume=False, **unlabelled) for ahead in (True, False)]
+    assert found[0].losses == found[1].losses
+    again = run(OT(), OneBuffer(), 12, prefetch=True, resume="previous", **unlabelled)  # without a warning
+    assert again.step == 12
+
+
 def test_data_that_end_with_the_run_are_enough():
     result = run(OT(), iter([torch.ones(4, 2)] * 7), batch_size=None)
     assert result.step == 7
@@ -249,6 +266,8 @@ def test_a_loss_uses_pairs_as_they_are_given():
     assert paired != gm.matching_loss(model(coupling), x1, x0=x0, **given)
     with pytest.raises(ValueError, match="paired=True says that x0 belongs to x1: give x0 as well"):
         gm.matching_loss(model(coupling), x1, paired=True, **given)
+    with pytest.raises(TypeError, match="paired must be True or False, got 'False'"):
+        gm.matching_loss(model(coupling), x1, x0=x0, paired="False", **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

@@ -93,19 +93,22 @@ def jump(x: Tensor, logits: Tensor, chance: Tensor, whether: Draws, where: Draws
 
     Returns
     -------
-    ``(B, *S)`` in the dtype of x; -1 (255 in uint8) where the logits of a position that jumps are not
-    numbers.
+    ``(B, *S)`` in the dtype of x; -1 (255 in uint8, a token of its own where V is 256) where the chance is not a
+    number, and where the logits of a position that jumps are not.
 
     Raises
     ------
     ValueError, TypeError
-        If shapes, devices or dtypes do not fit, x cannot hold V - 1, or the draws differ in more than their stream.
+        If shapes, devices or dtypes do not fit, x cannot hold V - 1, or the draws differ in more or less than their
+        stream.
     """
     _check(x, whether)
     _check(x, where)
     _check_jump(x, logits, chance)
     if _numbers(whether)[:3] != _numbers(where)[:3]:
         raise ValueError("whether and where must be draws of one seed, step and first index")
+    if whether.stream == where.stream:
+        raise ValueError("whether and where must be of two streams, or one number decides both: take draws.fork(n)")
     return torch.ops.genmatch.jump(x, logits.detach(), chance.detach(), *_numbers(whether), where.stream)
 
 

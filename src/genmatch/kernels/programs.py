@@ -152,4 +152,5 @@ def jump_program(
         value = tl.min(tl.where((weights > 0) & (inner >= value), inner, final), 0)
         landed = chunk * CHUNK + value
         token = tl.where(total > 0, landed, -1).to(token.dtype)
-    tl.store(out + row, token)
+    told = tl.where(p == p, token.to(tl.int64), -1)  # a chance that is not a number is told as well
+    tl.store(out + row, told.to(token.dtype))

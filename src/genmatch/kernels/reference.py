@@ -51,4 +51,5 @@ def jump(x: Tensor, logits: Tensor, chance: Tensor, address: Address, where: int
     """Tokens after a step in which each jumps with probability ``chance``, and then lands by ``logits``."""
     first = address.draws(x).uniform(x.shape)
     second = address.draws(x, where).uniform(x.shape)
-    return torch.where(first < chance, pick(logits, second).to(x.dtype), x).contiguous()
+    moved = torch.where(first < chance, pick(logits, second).to(x.dtype), x)
+    return moved.masked_fill(chance.isnan(), torch.tensor(-1).to(x.dtype)).contiguous()

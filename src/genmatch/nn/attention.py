@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch.autograd import forward_ad
 
 __all__ = ["CrossAttention", "Rotation", "SelfAttention", "attend", "rotary"]
 
-LARGEST = 2**24  # weights of an attention that are written out for the sake of speed: 32 MiB of bfloat16
+LARGEST = 2**24  # weights of an attention that are written out for the sake of speed: some 200 MiB with their gradients
+MOST_KEYS = 256  # beyond, torch's kernel is the faster one
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (L, d) each, the first half of the sines negated
 
@@ -25,8 +27,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     -----
     This is ``scaled_dot_product_attention``, and in two cases the formula written out, which keeps the weights: for
     inputs that carry a tangent (``torch.func.jvp``), as the fused kernels have no forward derivative; and for gradients
-    in bfloat16 on a CPU, as long as there are at most 2**24 weights, as torch 2.13's fused kernel takes 2 to 5 times as
-    long there (its products are of float32, though: written out, the rounding of the weights about doubles).
+    in bfloat16 on a CPU over up to 256 keys (and 2**24 weights), as torch 2.13's fused kernel takes 1.1 to 3 times as
+    long there. Products of queries and keys and the softmax are then of float32, as in the kernel; the weights are
+    rounded.
 
     The fused kernels have no second derivative either; for one (the gradient of a divergence, ``jvp`` of ``grad``) run
     the network within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
@@ -36,10 +39,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     .. [1] A. Vaswani et al., "Attention is all you need", 2017, equation 1.
     """
     if _carries_tangent(query, key, value) or _slow_when_fused(query, key):
-        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if mask is not None:
-            weights = weights.masked_fill(~mask, float("-inf"))
-        return torch.softmax(weights, dim=-1) @ value
+        wide = torch.promote_types(query.dtype, torch.float32)
+        with _without_autocast(query):  # which would round the products, and with them large logits
+            weights = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-2, -1)
+            if mask is not None:
+                weights = weights.masked_fill(~mask, float("-inf"))
+            return torch.softmax(weights, dim=-1).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -51,7 +56,17 @@ def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
     """Whether the gradient is faster with the formula; an exported program has the fused operator, for any device."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.compiler.is_exporting():
         return False
-    return torch.is_grad_enabled() and query.requires_grad and query[..., 0].numel() * key.shape[-2] <= LARGEST
+    keys = key.shape[-2]
+    return (
+        torch.is_grad_enabled()
+        and query.requires_grad
+        and keys <= MOST_KEYS
+        and query[..., 0].numel() * keys <= LARGEST
+    )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 class SelfAttention(nn.Module):

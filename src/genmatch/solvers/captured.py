@@ -88,7 +88,8 @@ class CapturedRun:
         self.static = static
         self.places = places(static.field.operator)
         device = static.handed[0].device
-        with torch.cuda.device(device):
+        # Autocast would keep casts of the weights in a cache: a graph would read those, and they end with the context.
+        with torch.cuda.device(device), _uncached(device.type):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -109,6 +110,12 @@ class CapturedRun:
         self.static.load(x, condition, draws)
         self.graph.replay()
         return each(torch.clone, self.end)
+
+
+def _uncached(kind: str) -> torch.autocast:
+    """The caller's autocast, if there is one, without a cache."""
+    enabled = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=enabled, cache_enabled=False)
 
 
 def places(operator: Operator) -> tuple[int, ...]:

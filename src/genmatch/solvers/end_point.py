@@ -148,7 +148,7 @@ def without_divergence(
         if isinstance(weight, float) and weight == 0.0:
             continue
         triplet, variance = _term(generator, x, instant.t, predictions[which])
-        total = total + weight * triplet
+        total = total + triplet.__mul__(weight)  # dynamo does not trace the operator between the two
         if variance is not None:
             varying.append((weight, variance))
         elif triplet.variance is not None:

@@ -34,8 +34,9 @@ class Sampler:
     **Frozen at construction**: the generator's terms and weights, the batch size and shape, dtype and device of the
     states, the times, the solver's plan and with it all numbers of the schedule, the clocks and a Reschedule, and the
     direction of time. **Read at each call**: the seed, the first index, the condition, given states, the network's
-    weights and whatever the network does, and the scale of :class:`~genmatch.guidance.ClassifierFree` (which a
-    compiled step compiles anew for and a captured run does not see: it replays the scale of its first call).
+    weights and whatever the network does, and the scale of :class:`~genmatch.guidance.ClassifierFree` (for which a
+    compiled step compiles anew, eight times at most by torch's limit, and which a captured run does not see: it replays
+    the scale of its first call).
 
     Parameters
     ----------
@@ -106,6 +107,7 @@ class Sampler:
         self._run, self._captures = run, capture
         self._captured: CapturedRun | None = None
         self._form: Form | None = None
+        self._autocast: torch.dtype | None = None
         self._home = _home(generator)
 
     @property
@@ -175,10 +177,18 @@ class Sampler:
         if progress:
             raise ValueError("a captured run is replayed in one piece and has no progress to show: leave it out")
         form = tuple(sorted((name, value.shape, value.dtype) for name, value in (condition or {}).items()))
+        kind = self._initial.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if self._captured is None:
-            asks = listen(self._run.solver, self._run.plan, field, x, draws)
-            static = StaticRun(self._run, self.generator, self._speed, x, condition, draws, asks)
-            self._captured, self._form = CapturedRun(static), form
+            with torch.inference_mode(False), torch.no_grad():  # buffers that a later call may write, whatever its mode
+                asks = listen(self._run.solver, self._run.plan, field, x, draws)
+                static = StaticRun(self._run, self.generator, self._speed, x, condition, draws, asks)
+                self._captured, self._form, self._autocast = CapturedRun(static), form, autocast
+        if autocast != self._autocast:
+            raise ValueError(
+                f"the run was captured under autocast to {self._autocast} and is called under {autocast}: call it "
+                "alike, or build another sampler"
+            )
         if form != self._form:
             raise ValueError(
                 f"the run was captured with the condition {_describe(self._form)}, got {_describe(form)}: a graph "
@@ -208,6 +218,11 @@ class Sampler:
                 raise ValueError(
                     f"this sampler was built for states {where} of shape {wanted}, got {tuple(part.shape)}: build one "
                     "for each batch size and shape"
+                )
+            if part.dtype != likes[name].dtype:
+                raise TypeError(
+                    f"this sampler was built for states {where} of {likes[name].dtype}, got {part.dtype}: convert them "
+                    f"by .to({likes[name].dtype}), or build a sampler with dtype="
                 )
         self.generator.path.space.check(x)
 

@@ -45,6 +45,10 @@ class Batches(ABC):
         """The batches whose gradients make up a step, counted from 0; steps are taken in order."""
 
     @abstractmethod
+    def hold(self) -> None:
+        """From now on a batch that was taken stays as it is when the next one is."""
+
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What must agree for a run to go on, as JSON."""
 

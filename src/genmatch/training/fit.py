@@ -117,7 +117,8 @@ def fit(
     prefetch
         Pair source and data of the next step on a thread while this one runs, if the path's coupling says that it is
         ``costly``, as optimal transport is, and the loss is :func:`genmatch.matching_loss`. The run is the same bit for
-        bit.
+        bit, as long as source and coupling take their random numbers from the draws that they are given. Batches of an
+        iterable are copied then, as it may fill one buffer again and again.
     log
         A ``.csv`` or ``.jsonl`` file of :class:`genmatch.training.Row`. A resumed run drops the rows after its
         checkpoint and appends; another run overwrites the log.

@@ -73,6 +73,9 @@ class Memory(Batches):
             start, count = start + len(part), count - len(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def hold(self) -> None:
+        """Nothing to do: each batch is gathered into memory of its own."""
+
     def settings(self) -> dict[str, Any]:
         """Batch size, accumulation, and what the tensors are."""
         return {"batch_size": self.batch_size, "accumulate": self.accumulate, **self._settings}

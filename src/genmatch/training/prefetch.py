@@ -39,7 +39,9 @@ class Prefetch:
         self._position = batches.bookmark()
         self._coming: _Coming | None = None
         self._thread = None if pair is None else ThreadPoolExecutor(1, thread_name_prefix="genmatch-pairing")
-        self._stream = None
+        self._device, self._stream = device, None
+        if pair is not None:
+            batches.hold()
         if pair is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
             self._stream.wait_stream(torch.cuda.current_stream(device))  # which moved the data to the device
@@ -54,7 +56,7 @@ class Prefetch:
         batches, done = coming.batches.result()
         self._position = coming.position
         if done is not None:
-            _hand_over(batches, done)
+            _hand_over(batches, done, self._device)
         self._coming = self._start(step + 1, self._thread) if step + 1 < self._steps else None
         return batches
 
@@ -91,9 +93,9 @@ class Prefetch:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def _hand_over(batches: list[Batch], done: torch.cuda.Event) -> None:
-    """Let the current stream use what another one made, once it is made."""
-    stream = torch.cuda.current_stream()
+def _hand_over(batches: list[Batch], done: torch.cuda.Event, device: torch.device) -> None:
+    """Let the device's current stream use what another one made, once it is made."""
+    stream = torch.cuda.current_stream(device)
     stream.wait_event(done)
     for value in tree_leaves(batches):
         if isinstance(value, Tensor):

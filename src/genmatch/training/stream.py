@@ -40,7 +40,7 @@ class Stream(Batches):
         self.device, self.channels_last = device, channels_last
         self._once = iter(data) is data if isinstance(data, Iterator) else False
         self._iterator: Iterator[Any] | None = None
-        self._epoch, self._index = 0, 0
+        self._epoch, self._index, self._copies = 0, 0, False
         self._generators = _generators(data)
         self._began = [generator.get_state() for generator in self._generators]
         self._last: list[Tensor] = []
@@ -54,6 +54,10 @@ class Stream(Batches):
             batches.append(Batch(x1, named or None, first))
             first += len(x1)
         return batches
+
+    def hold(self) -> None:
+        """Copy batches from now on: an iterable may fill one buffer again and again."""
+        self._copies = True
 
     def settings(self) -> dict[str, Any]:
         """Accumulation, the type of the iterable, and its lengths as far as it has any."""
@@ -110,6 +114,8 @@ class Stream(Batches):
                     f"data gave no batch in epoch {self._epoch + 1}: it must start again when it is iterated again"
                 )
         x1, named = name_parts(item, self.names, f"batch {self._index} of data")
+        if self._copies:
+            x1, named = x1.clone(), {name: value.clone() for name, value in named.items()}
         self._index += 1
         self._last = [x1, *named.values()]
         return x1, named
