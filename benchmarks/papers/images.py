@@ -51,12 +51,22 @@ def _grey(images: Labelled) -> Labelled:
     return Labelled(small, images.labels, images.classes)
 
 
+@cache  # decoded once for both sets that are made of them
+def _photographs(scale: Scale, split: str) -> Labelled:
+    found = gm.data.cifar10(scale.data, split, progress=scale.progress)
+    if split == "train":
+        return found
+    # Folders are read class by class, and it is the first test images that are measured.
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
+    return Labelled(found.images[order], found.labels[order], found.classes)
+
+
 SETS: dict[str, Callable[[Scale, str], Labelled]] = {
     "digits": lambda scale, split: gm.data.digits(split),
     "mnist": lambda scale, split: gm.data.mnist(scale.data, split, 32),
     "mnist28": lambda scale, split: gm.data.mnist(scale.data, split, 28),
-    "grey": lambda scale, split: _grey(gm.data.cifar10(scale.data, split, progress=scale.progress)),
-    "cifar10": lambda scale, split: gm.data.cifar10(scale.data, split, progress=scale.progress),
+    "grey": lambda scale, split: _grey(_photographs(scale, split)),
+    "cifar10": _photographs,
 }
 
 

@@ -17,7 +17,7 @@ import genmatch as gm
 from .images import Images
 from .scale import Scale
 
-__all__ = ["KINDS", "RATES", "Recipe", "Trained", "predictor", "search", "train"]
+__all__ = ["KINDS", "RATES", "Recipe", "Trained", "objective", "predictor", "search", "train"]
 
 RATES = (1e-3, 4e-3)  # the search: the same for every kind of model, decided by the held-out loss
 HELD_OUT = 12345  # seed of the times and the noise of the held-out loss
@@ -105,6 +105,7 @@ def _fit(model: gm.Predictor, images: Images, recipe: Recipe, scale: Scale) -> d
         images.train,
         recipe.steps,
         batch_size=recipe.batch_size,
+        loss=objective,
         lr=recipe.lr,
         warmup=min(100, recipe.steps // 10),
         schedule="cosine",
@@ -127,11 +128,17 @@ def _fit(model: gm.Predictor, images: Images, recipe: Recipe, scale: Scale) -> d
     }
 
 
+def objective(model: nn.Module, x1: Tensor, **options: Any) -> Tensor:
+    """The matching loss; of a list of predictors the sum of theirs, with the same times and the same noise for all."""
+    parts: Any = model if isinstance(model, nn.ModuleList) else [model]
+    return sum((gm.matching_loss(part, x1, **options) for part in parts), torch.zeros((), device=x1.device))
+
+
 @torch.no_grad()
 def _held_out(model: gm.Predictor, test: Tensor) -> float:
     """Loss on images that were not trained on."""
     parts = test.split(256)
-    losses = [float(gm.matching_loss(model, part, seed=HELD_OUT + i)) for i, part in enumerate(parts)]
+    losses = [float(objective(model, part, seed=HELD_OUT + i)) for i, part in enumerate(parts)]
     return sum(loss * len(part) for loss, part in zip(losses, parts, strict=True)) / len(test)
 
 
