@@ -92,7 +92,7 @@ def curvature(results: Results) -> Figure:
             draw(ax, rows, "x", COLOURS[kind], f"{kind}, {field}", marker=MARKERS[i], **face)
         ax.set_xticks(range(len(names)), _two_lines(names))
         ax.set(ylabel="length / displacement", ylim=(1.0, None), xlim=(-0.5, len(names) - 0.5))
-    legend(axes[0], loc="upper right")
+    legend(axes[1], loc="upper right")
     return figure
 
 

@@ -68,8 +68,14 @@ def peak_memory(task: str, kind: str, batch: int, scale: Scale) -> float:
         before = torch.cuda.memory_allocated()
         _once(task, kind, batch, scale)
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    # The path lets the other process find what this one has found, wherever it was started.
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    # The path lets the other process find what this one has found, wherever it was started. With a fixed threshold the
+    # C library gives the memory of large tensors back at once, and what stays does not depend on what came before.
+    found = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     told = [task, kind, str(batch), scale.size, str(torch.get_num_threads())]
     command = [sys.executable, "-m", "benchmarks.papers.costs", *told]
     done = subprocess.run(command, cwd=ROOT, env=found, capture_output=True, text=True, check=False)
@@ -81,6 +87,8 @@ def peak_memory(task: str, kind: str, batch: int, scale: Scale) -> float:
 def _alone(task: str, kind: str, batch: int, scale: Scale) -> float:
     """What the other process does; a first small run loads what is loaded once."""
     _once(task, kind, 1, scale)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was loaded
     before = _resident("VmRSS")
     _once(task, kind, batch, scale)
     return (_resident("VmHWM") - before) / MIB

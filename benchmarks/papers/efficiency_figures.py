@@ -55,8 +55,9 @@ def curvature(results: Results) -> Figure:
     axes[0].plot([], [], ":", color=INK, label="exact: the training images")
     axes[0].plot([], [], label="the paper's 1.02 and 3.45", **LEVEL)
     axes[0].set(yscale="log")
+    axes[0].set_ylim(0.9, 20 * axes[0].get_ylim()[1])  # room for the legend
     label_logarithmic(axes[0].yaxis)
-    axes[1].set(ylim=(0.99, 1.25))
+    axes[1].set(ylim=(0.99, 1.27))
     legend(axes[0], loc="upper left")
     return figure
 
@@ -65,7 +66,7 @@ def frechet(results: Results) -> Figure:
     """Distances from the data, over steps and over evaluations."""
     rows = results["summary"]
     few = sorted({row["steps"] for row in rows})[:3]
-    figure, axes = panels(["Up to 1000 steps, one training", "Few evaluations, three trainings"], height=360)
+    figure, axes = panels(["One training", "Mean and range of three trainings"], height=360)
     for arm, (colour, marker) in STYLES.items():
         own = [row for row in rows if row["arm"] == arm]
         if arm in LAWS.values():
@@ -78,6 +79,7 @@ def frechet(results: Results) -> Figure:
     for ax in axes:
         ax.axhline(results["floor"], **LEVEL)
         ax.set(xscale="log", yscale="log", ylabel=f"Fréchet distance, {results['images']} images")
+        ax.set_ylim(None, 2.5 * ax.get_ylim()[1])  # room for the legend
         label_logarithmic(ax.xaxis)
         label_logarithmic(ax.yaxis)
     axes[0].set_xlabel(STEPS)
@@ -92,12 +94,14 @@ def images(results: Results) -> Figure:
     pictures = results["pictures"]
     swept = [arm for arm in LAWS.values() if arm in pictures]
     counts = sorted({int(n) for arm in swept for n in pictures[arm]} & {5, 10, 12, 15, 20, 50, 100, 1000})
-    figure = canvas.new_figure(330 * len(swept), 46 * len(counts) + 40)
+    figure = canvas.new_figure(250 * len(swept), 36 * len(counts) + 40)
+    widest = max(unpack(picture).shape[1] for own in pictures.values() for picture in own.values())
     for i, n in enumerate(counts):
         for j, arm in enumerate(swept):
             ax = figure.add_subplot(len(counts), len(swept), i * len(swept) + j + 1)
             if str(n) in pictures[arm]:
                 ax.imshow(unpack(pictures[arm][str(n)]), cmap="gray", vmin=0, vmax=1)
+                ax.set_xlim(-0.5, widest - 0.5)  # fewer images keep their size
             ax.set_axis_off()
             if i == 0:
                 ax.set_title(arm, fontsize=10.5, fontweight="bold", color=INK)

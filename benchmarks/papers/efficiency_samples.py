@@ -72,7 +72,8 @@ def plan(scale: Scale) -> list[Run]:
         found += [Run(arm, n, seed, count) for n in steps for seed in range(seeds)]
     swept = [arm for arm, (_, _, extra) in ARMS.items() if extra is None]
     for n in scale.pick((12,), (50, 100), (50, 100)):
-        found += [Run(arm, n, seed, count) for arm in swept for seed in range(scale.pick(1, 1, 3))]
+        for arm in swept:  # on a CPU more than one for the sampler that is not done with few steps
+            found += [Run(arm, n, seed, count) for seed in range(scale.pick(1, 3 if "ancestral" in arm else 1, 3))]
     return found + [Run(arm, scale.pick(15, 1000, 1000), 0, scale.pick(20, 4, 2000)) for arm in swept]
 
 

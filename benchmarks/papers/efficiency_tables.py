@@ -43,7 +43,7 @@ def _at(values: Mapping[int, Any], steps: Sequence[int]) -> list[Any]:
 def frechet(results: Results) -> str:
     """Over three trainings, at few steps."""
     rows = [row for row in results["summary"] if row["repeats"] > 1]
-    steps = sorted({row["steps"] for row in rows if row["arm"] == "diffusion, DDIM"})
+    steps = sorted({row["steps"] for row in rows if row["arm"] == "diffusion, ancestral"})
     found = {(row["arm"], row["steps"]): row["frechet"] for row in rows}
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):

@@ -32,7 +32,7 @@ ARMS: dict[str, tuple[str, Solver]] = {
     "flow, Exponential(2)": ("flow", gm.solvers.Exponential(order=2)),
     "diffusion, Exponential(2)": ("diffusion", gm.solvers.Exponential(order=2)),
 }
-LEVELS = (2.0, 1.5, 1.2)  # of distance from the data, in units of the worse side's best
+LEVELS = (1.3, 1.2, 1.1)  # of distance from the data, in units of the worse side's best
 
 
 def costs(scale: Scale) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def costs(results: Results) -> Figure:
     for ax, label in zip(axes, ("training steps", "steps of sampling"), strict=True):
         ax.axhline(found["floor"], **LEVEL)
         ax.set(xscale="log", yscale="log", xlabel=label, ylabel=f"Fréchet distance, {found['images']} images")
+        ax.set_ylim(None, 4 * ax.get_ylim()[1])  # room for the legend
         label_logarithmic(ax.xaxis)
         label_logarithmic(ax.yaxis)
         legend(ax, loc="upper right")

@@ -18,7 +18,7 @@ def starts(results: Results) -> str:
     found = results["line"]["starts"]
     keys = [key for key in next(iter(found.values())) if key != "sigma"]
     lines = [[name, *(f"{part[key]:.3g}" for key in keys)] for name, part in found.items()]
-    return table(["noising", *keys], lines)
+    return table(["noising", *(key.replace("|", "‖") for key in keys)], lines)  # a bar would end the cell
 
 
 def line(results: Results) -> str:

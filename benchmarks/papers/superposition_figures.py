@@ -114,7 +114,7 @@ def errors(results: Results) -> Figure:
             at = [p for p in at if p["mean"] is not None]
             draw(ax, at, "place", OF_GAMMA[gamma], f"γ = {gamma:g}", marker=MARKERS[i])
         ax.axhline(1, color=OF_GAMMA[0.0], linewidth=1.4)
-        ax.set_xticks(range(len(kinds)), kinds)
+        ax.set_xticks(range(len(kinds)), kinds, fontsize=8.5, rotation=35, ha="right")
         ax.set(ylabel="distance / the flow's", yscale="log")
         label_logarithmic(ax.yaxis)
     legend(axes[0], loc="upper left", ncols=2)

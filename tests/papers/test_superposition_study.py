@@ -439,3 +439,25 @@ def test_the_page_has_the_tables_of_the_results():
     for title in superposition.FIGURES:
         assert f"_static/papers/{title}.png" in page
         assert (ROOT / "docs/_static/papers" / f"{title}.png").is_file()
+
+
+def test_the_verdicts_quote_the_results():
+    results = json.loads(RESULTS.read_text())
+    (verdicts,) = (part for part in PAGE.read_text().split("\n\n") if part.startswith("| claim |"))
+    last = results["jumps"]["rankings"][-1]
+    means = dict(zip(last["order"], last["means"], strict=True))
+    assert last["order"][0] == "flow"
+    assert last["order"][-1] == "jump"
+    assert f"{means['jump']:.2f} against {means['flow']:.2f}, N = {last['steps']}" in verdicts
+    assert f"{means['jump + flow, joint']:.2f} against {means['flow']:.2f}, N = {last['steps']}" in verdicts
+    assert last["seeds"][0] == last["seeds"][-1] == 3
+    ratios = {
+        p["process"]: p["noise over velocity"]["mean"]
+        for p in results["equivalence"]["quality"]["points"]
+        if p["steps"] == 40
+    }
+    assert f"{ratios['flow']:.2f} (flow) and {ratios['diffusion']:.2f} (diffusion)" in verdicts
+    forgetful = [p for p in results["noise"]["laws"]["points"] if p["noise"] == "grey, forgetful"]
+    assert f"{100 * (forgetful[-1]['halfway, square'] - 1):.0f}% off" in verdicts
+    errors = [row["errors"][-1] for row in results["equivalence"]["densities"] if row["process"] != "without the score"]
+    assert f"{min(errors):.0e} to {max(errors):.0e}".replace("e-0", "e-") in verdicts
