@@ -177,9 +177,10 @@ def architectures(scale: Scale) -> Rows:
             models, tried = repeats(images, kind, scale, name)
             for model in models:
                 about = {"architecture": name, "kind": kind, "seed": model.recipe.seed}
+                trained = {**_training(model), "held_out": model.held_out}
                 run = lambda model=model: _architecture(images, model, scale)  # noqa: E731
                 kept = _kept(scale, ["architecture", *about.values(), model.held_out], run)
-                found.append({**about, **_training(model), "tried": tried, **kept})
+                found.append({**about, **trained, "tried": tried, **kept})
     return found
 
 
@@ -219,7 +220,6 @@ def _training(model: Trained) -> dict[str, Any]:
         "lr": recipe.lr,
         "training_steps": recipe.steps,
         "batch_size": recipe.batch_size,
-        "held_out": model.held_out,
         "training_seconds": model.processor_seconds,
     }
 

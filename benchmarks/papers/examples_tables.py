@@ -50,7 +50,9 @@ def reach(results: Results) -> str:
     lines = []
     for row in results["costs"]["reach"]:
         ratio = row["ratio"]
-        told = "no number" if ratio is None else ranged(ratio["mean"], ratio["low"], ratio["high"])
+        told = "no number" if ratio is None else f"{ratio['mean']:.2f}"
+        if ratio is not None and row["repeats"] > 2:  # two numbers make no interval
+            told = ranged(ratio["mean"], ratio["low"], ratio["high"])
         lines.append([f"{row['level']:.2f}", f"{row['times']:g}", told, str(row["repeats"])])
     return table(["Fréchet distance", "times the worse best", "flow / diffusion", "repeats"], lines)
 

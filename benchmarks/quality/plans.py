@@ -137,8 +137,9 @@ FINAL = Plan(
             OUR_NAME,
             BEST,
             (
-                (OURS[10], 500),
-                *((OURS[steps], 500) for steps in (5, 20)),
+                *FEW,
+                *THEIRS_FEW,
+                *((OURS[steps], 500) for steps in (5, 10, 20)),
                 *((EULER[steps], 500) for steps in (5, 10, 20)),
                 (OURS[10], 2000),
             ),
@@ -147,7 +148,7 @@ FINAL = Plan(
         Named(
             THEIR_NAME,
             THEIR_BEST,
-            ((EULER[10], 500), (EULER[5], 500), (EULER[20], 500), (OURS[10], 500)),
+            (*THEIRS_FEW, *((EULER[steps], 500) for steps in (5, 10, 20)), (OURS[10], 500)),
         ),
         Named(PUBLISHED_NAME, PUBLISHED, THEIRS_FEW),
     ),

@@ -175,6 +175,7 @@ def test_settings_tell_data_apart():
         (({"a": [0, 1, 2]}, numbers(3)), {"condition": "b"}, TypeError, "x1 in data must be a tensor, got list"),
         (({"a": torch.zeros(3)}, {"x1/a": numbers(3)}), {}, ValueError, "names with 'x1/' are a product's factors"),
         (({},), {}, ValueError, "data is empty"),
+        ((np.zeros((3, 2)), {"label": numbers(3)}), {}, TypeError, r"x1 in data must be a tensor, got ndarray: torch"),
         (np.zeros((3, 2)), {}, TypeError, r"data must be a tensor .* got ndarray: torch\.from_numpy"),
         ({"x1": [1, 2, 3]}, {}, TypeError, r"data must be a tensor .* got dict: the data comes first"),
         (3, {}, TypeError, "data must be a tensor .* got int"),

@@ -76,7 +76,7 @@ def name_parts(item: Any, names: Sequence[str], what: str) -> tuple[Tensor, dict
         If ``item``, called ``what`` in the message, is none of these, or the tensors have different lengths.
     """
     parts = list(item) if isinstance(item, tuple | list | Labelled) else [item]
-    if not parts or parts[0] == {}:
+    if not parts or (isinstance(parts[0], Mapping) and not parts[0]):
         raise ValueError(f"{what} is empty")
     factors = {}
     if isinstance(parts[0], Mapping):
