@@ -27,7 +27,9 @@ def draw(results: Path, folder: Path, cache: Path) -> None:
     content = json.loads((results / "quality.json").read_text())
     records = content["plans"].get("final", [])
     if records:
-        floor = min(values[0] for values in content["floor"].values())
+        floors = {int(name.split()[0]): values[0] for name, values in content["floor"].items()}
+        shown = [point["samples"] for record in records for point in record["curve"]]
+        floor = floors.get(min(shown, default=0), min(floors.values()))  # of as many images as there are samples
         (folder / "curve.png").write_bytes(curve(records, floor))
     if (cache / PICTURES).is_file():
         (folder / "images.png").write_bytes(images(torch.load(cache / PICTURES, weights_only=True)))
