@@ -49,7 +49,7 @@ def sets(scale: Scale) -> tuple[str, ...]:
 
 def budgets(name: str, scale: Scale) -> tuple[int, ...]:
     """Evaluations of an image at which the quality on a set is measured."""
-    return scale.pick((5,), LESS.get(name, STEPS), STEPS)
+    return scale.pick((10,), LESS.get(name, STEPS), STEPS)
 
 
 @cache

@@ -131,6 +131,8 @@ def frechet(results: Results) -> str:
         return [row["frechet"] for row in chosen(results["quality"], **keys)]
 
     names = [name for name in measured(results) if budgets(results, name)]
+    if not names:
+        raise ValueError("these results have no Frechet distances")
     floors = [_short(about["floor"], 3) for about in results["sets"] if about["set"] in names]
     return "\n".join(
         [

@@ -59,8 +59,38 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
     -----
     A 32 x 32 bit product overflows int64, but its bits are right modulo 2**64: the low word is a mask away, the
     high word a shift and a mask (the mask removes the copies of the sign bit that the shift drags in). A C++ compiler
-    takes it that signed numbers never overflow, and leaves that mask out, so a compiled graph multiplies in two halves.
+    takes it that signed numbers never overflow, and leaves that mask out, and torch's compiler writes out a value as
+    often as it is used, which doubles with every round: so a compiled graph calls an operator, and an exported one,
+    which is to run without this package, multiplies in two halves.
     """
+    if _compiling() and not _exporting():
+        first, second, third, fourth = torch.ops.genmatch.philox(*counter, *key).unbind(0)
+        return first, second, third, fourth
+    return _philox_in_torch(counter, key)
+
+
+@torch.library.custom_op("genmatch::philox", mutates_args=())
+def _operator(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:
+    counter = (c0, c1, c2, c3)
+    if c0.device.type == "cpu":
+        return torch.stack(_philox_on_host([c.numpy() for c in counter], (k0, k1)))
+    return torch.stack(_philox_in_torch(counter, (k0, k1)))
+
+
+@_operator.register_fake
+def _(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:
+    return c0.new_empty((4, *torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)))
+
+
+def _compiling() -> bool:
+    return torch.compiler.is_compiling()
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+def _philox_in_torch(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -72,7 +102,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 
 def _product(c: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """The high and the low word of a product of 32-bit words."""
-    if not torch.compiler.is_compiling():
+    if not _compiling():
         product = c * multiplier
         return (product >> 32) & _MASK, product & _MASK
     low, high = (c & 0xFFFF) * multiplier, (c >> 16) * multiplier  # below 2**48 each
@@ -256,7 +286,7 @@ class Draws:
         if size > 2**34:
             raise ValueError(f"one sample has at most 2**34 elements, got {size}")
         blocks, key = (size + 3) // 4, (self.seed & _MASK, self.seed >> 32)
-        if self.device.type == "cpu" and not torch.compiler.is_compiling() and type(torch.empty(0)) is Tensor:
+        if self.device.type == "cpu" and not _compiling() and type(torch.empty(0)) is Tensor:
             samples = np.arange(self.first_index, self.first_index + shape[0])[:, None]
             when = np.array(steps, dtype=np.uint64)[:, None, None]
             return _philox_on_host((np.arange(blocks), samples, when, np.array(self.stream)), key)

@@ -73,18 +73,20 @@ def test_all_ways_to_the_words_agree(shape: tuple[int, ...], monkeypatch: pytest
     host = draw()
     monkeypatch.setattr(gm.random, "_PIECE", 8)
     pieces = draw()
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    halves = draw()  # products in halves, for compilers
+    monkeypatch.setattr(gm.random, "_compiling", lambda: True)
+    operator = draw()
+    monkeypatch.setattr(gm.random, "_exporting", lambda: True)
+    halves = draw()  # products in halves
     monkeypatch.setattr(gm.random, "_product", lambda c, m: ((c * m >> 32) & 0xFFFFFFFF, (c * m) & 0xFFFFFFFF))
     whole = draw()  # other devices
-    for found in (pieces, halves, whole):
+    for found in (pieces, operator, halves, whole):
         assert all(map(torch.equal, found, host))
 
 
 def test_products_in_halves_are_those_of_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     words = torch.tensor([0, 1, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x9E3779B9])
     for compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda now=compiling: now)
+        monkeypatch.setattr(gm.random, "_compiling", lambda now=compiling: now)
         for multiplier in (0xD2511F53, 0xCD9E8D57, 0xFFFFFFFF):
             high, low = gm.random._product(words, multiplier)
             expected = [list(divmod(word * multiplier, 2**32)) for word in words.tolist()]
@@ -396,3 +398,10 @@ def test_a_gpu_draws_the_same_numbers():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_operator_of_compiled_graphs() -> None:
+    counter = [torch.arange(3)[:, None], torch.arange(2, 4), torch.tensor(2**32 - 1), torch.tensor(7)]
+    torch.library.opcheck(torch.ops.genmatch.philox.default, (*counter, 5, 2**32 - 1))
+    compiled = torch.compile(lambda x: Draws(3, 4).at(3).normal((4, 6)) + x, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.zeros(4, 6)), Draws(3, 4).at(3).normal((4, 6)))
