@@ -110,7 +110,7 @@ def _product(c: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def _philox_on_host(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same by NumPy, which has the unsigned product that torch lacks: a third of the time."""
+    """The same by NumPy, which has the unsigned product that torch lacks, and so fewer operations."""
     parts = [np.asarray(c, dtype=np.uint64) for c in counter]
     whole = np.broadcast(*parts)
     if whole.size <= _PIECE:
@@ -286,7 +286,7 @@ class Draws:
         if size > 2**34:
             raise ValueError(f"one sample has at most 2**34 elements, got {size}")
         blocks, key = (size + 3) // 4, (self.seed & _MASK, self.seed >> 32)
-        if self.device.type == "cpu" and not _compiling() and type(torch.empty(0)) is Tensor:
+        if self.device.type == "cpu" and not _compiling() and _host_is_quicker(len(steps) * shape[0] * blocks):
             samples = np.arange(self.first_index, self.first_index + shape[0])[:, None]
             when = np.array(steps, dtype=np.uint64)[:, None, None]
             return _philox_on_host((np.arange(blocks), samples, when, np.array(self.stream)), key)
@@ -346,6 +346,12 @@ def kernels() -> Any:
 def _check_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+
+
+def _host_is_quicker(count: int) -> bool:
+    """Whether NumPy should make so many words: it has one thread. Within a fake mode it would make real ones."""
+    few = count <= 2 * _PIECE or torch.get_num_threads() <= 2
+    return few and type(torch.empty(0)) is Tensor
 
 
 def _steps(steps: Sequence[int], device: torch.device) -> Tensor:

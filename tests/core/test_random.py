@@ -83,6 +83,17 @@ def test_all_ways_to_the_words_agree(shape: tuple[int, ...], monkeypatch: pytest
         assert all(map(torch.equal, found, host))
 
 
+@pytest.mark.parametrize(("threads", "size", "host"), [(1, 400, True), (2, 400, True), (8, 400, False), (8, 40, True)])
+def test_many_threads_make_many_numbers(threads, size, host, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, used = Draws(0, 2).normal((2, size)), []
+    own = gm.random._philox_on_host
+    monkeypatch.setattr(gm.random, "_philox_on_host", lambda *given: used.append(1) or own(*given))
+    monkeypatch.setattr(gm.random, "_PIECE", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(Draws(0, 2).normal((2, size)), expected)
+    assert bool(used) == host
+
+
 def test_products_in_halves_are_those_of_integers(monkeypatch: pytest.MonkeyPatch) -> None:
     words = torch.tensor([0, 1, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x9E3779B9])
     for compiling in (False, True):
