@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +26,6 @@ from .complexity_solvers import (
     solve,
     steps_of,
 )
-from .images import SETS as IMAGE_SETS
 from .images import Images, load
 from .models import Trained
 from .scale import Scale
@@ -36,9 +33,7 @@ from .scale import Scale
 __all__ = ["SETS", "architectures", "describe", "fields", "quality"]
 
 SETS = ("digits", "mnist", "grey", "cifar10")  # by intrinsic dimension
-# Evaluations of an image at which quality is measured on a CPU, where they are not all of STEPS.
-LESS: dict[str, tuple[int, ...]] = {"mnist": (5, 10), "grey": (5, 10), "cifar10": ()}
-VERSION = 1  # of what is kept: another number measures all again
+VERSION = 2  # of what is kept: another number measures all again
 Rows = list[dict[str, Any]]
 
 
@@ -47,29 +42,17 @@ def sets(scale: Scale) -> tuple[str, ...]:
     return scale.pick((SETS[0], SETS[-1]), SETS, SETS)
 
 
-def budgets(name: str, scale: Scale) -> tuple[int, ...]:
-    """Evaluations of an image at which the quality on a set is measured."""
-    return scale.pick((10,), LESS.get(name, STEPS), STEPS)
-
-
-@cache
-def pictures(name: str, scale: Scale) -> Images:
-    """An image set, without a classifier where no quality is measured by it."""
-    if budgets(name, scale):
-        return load(name, scale)
-    train, test = (IMAGE_SETS[name](scale, split) for split in ("train", "test"))
-    parts = (part.to(scale.device) for part in (train.images, test.images, train.labels))
-    return Images(name, *parts, None, math.nan, None)  # type: ignore[arg-type]
+def budgets(scale: Scale) -> tuple[int, ...]:
+    """Evaluations of an image at which quality is measured."""
+    return scale.pick((10,), STEPS, STEPS)
 
 
 def describe(scale: Scale) -> Rows:
     """What the image sets are."""
 
     def measured(name: str) -> dict[str, Any]:
-        images = pictures(name, scale)
+        images = load(name, scale)
         found = {"set": name, "shape": list(images.shape), "train": len(images.train), **complexity(images, scale)}
-        if images.classifier is None:
-            return {**found, "samples": 0}
         count = samples(images, scale)
         return {**found, "accuracy": images.accuracy, "samples": count, "floor": images.floor(count)}
 
@@ -82,7 +65,7 @@ def fields(scale: Scale) -> Rows:
     """Curvature and solver errors of the exact field of each set, and of the trained models."""
     found: Rows = []
     for name in scale.bar(sets(scale), "fields"):
-        images = pictures(name, scale)
+        images = load(name, scale)
         for kind in KINDS:
             about = {"set": name, "kind": kind, "field": "exact", "seed": 0}
             run = lambda images=images, kind=kind: _field(images, exact(images, kind, scale), kind, scale)  # noqa: E731
@@ -113,9 +96,7 @@ def quality(scale: Scale, measured: Rows) -> Rows:
     """Frechet distances at equal evaluations, each solver on the grid that ends nearest to the solution."""
     found: Rows = []
     for row in scale.bar([row for row in measured if row["field"] == "trained"], "quality"):
-        images = pictures(row["set"], scale)
-        if images.classifier is None:
-            continue
+        images = load(row["set"], scale)
         model = next(m for m in repeats(images, row["kind"], scale)[0] if m.recipe.seed == row["seed"])
         about = {"set": row["set"], "kind": row["kind"], "seed": row["seed"]}
         run = lambda images=images, model=model, row=row: _quality(images, model, row, scale)  # noqa: E731
@@ -138,7 +119,7 @@ def _converged(images: Images, model: Trained, scale: Scale) -> dict[str, Any]:
 def _quality(images: Images, model: Trained, row: Mapping[str, Any], scale: Scale) -> Rows:
     generator, kind = gm.Flow(model.model), model.recipe.kind
     arms: Rows = []
-    for budget in budgets(images.name, scale):
+    for budget in budgets(scale):
         for name in ACCELERATED:
             if (steps := steps_of(name, budget)) is not None:
                 arms.append({"solver": name, "budget": budget, "steps": steps, "grid": nearest(row, name, budget)})

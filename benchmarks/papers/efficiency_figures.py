@@ -70,7 +70,7 @@ def frechet(results: Results) -> Figure:
     for arm, (colour, marker) in STYLES.items():
         own = [row for row in rows if row["arm"] == arm]
         if arm in LAWS.values():
-            firsts = [r for r in results["rows"] if (r["arm"], r["seed"]) == (arm, 0) and r["frechet"] is not None]
+            firsts = [r for r in results["rows"] if (r["arm"], r["seed"]) == (arm, 0)]
             points = sorted((row["steps"], row["frechet"]) for row in firsts)
             axes[0].plot(*zip(*points, strict=True), f"-{marker}", color=colour, label=arm, ms=5, lw=1.4)
         small = [{"n": r["evaluations"], **r["frechet"]} for r in own if r["repeats"] > 1]

@@ -58,11 +58,7 @@ class Run(NamedTuple):
 
 
 def plan(scale: Scale) -> list[Run]:
-    """What is sampled, the costly last: one seed where a run takes many evaluations.
-
-    Of a thousand steps a CPU makes a few images, which show the curvature and whether hundred steps were enough, and no
-    distance is taken.
-    """
+    """What is sampled, the costly last: of a thousand steps one seed."""
     count = images_of(scale)
     few, seeds = scale.pick(FEW[:2], FEW, FEW), scale.pick(2, 3, 3)
     found: list[Run] = []
@@ -72,21 +68,19 @@ def plan(scale: Scale) -> list[Run]:
         found += [Run(arm, n, seed, count) for n in steps for seed in range(seeds)]
     swept = [arm for arm, (_, _, extra) in ARMS.items() if extra is None]
     for n in scale.pick((12,), (50, 100), (50, 100)):
-        for arm in swept:  # on a CPU more than one for the sampler that is not done with few steps
-            found += [Run(arm, n, seed, count) for seed in range(scale.pick(1, 3 if "ancestral" in arm else 1, 3))]
-    return found + [Run(arm, scale.pick(15, 1000, 1000), 0, scale.pick(20, 4, 2000)) for arm in swept]
+        found += [Run(arm, n, seed, count) for arm in swept for seed in range(scale.pick(1, 3, 3))]
+    return found + [Run(arm, scale.pick(15, 1000, 1000), 0, count) for arm in swept]
 
 
 def images_of(scale: Scale) -> int:
     """Images of every run whose distance from the data is taken: distances compare at equal counts."""
-    return scale.pick(40, 100, 2000)
+    return scale.pick(40, 200, 2000)
 
 
 def sample_all(
     images: Images, models: dict[str, list[Trained]], scale: Scale
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
     """A row for each run of the plan; the first images of each sampler of the sweep, packed."""
-    count = images_of(scale)
     rows: list[dict[str, Any]] = []
     pictures: dict[str, dict[str, str]] = {}
     made: dict[tuple[str, int], Tensor] = {}
@@ -100,7 +94,7 @@ def sample_all(
             {
                 **one._asdict(),
                 "evaluations": outcome.evaluations,
-                "frechet": outcome.frechet if one.images == count else None,
+                "frechet": outcome.frechet,
                 "curvature": _quantiles(outcome.curvatures),
                 "seconds_per_image": outcome.seconds_per_image,
             }
@@ -142,8 +136,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for arm, steps in dict.fromkeys((row["arm"], row["steps"]) for row in rows):
         own = [row for row in rows if (row["arm"], row["steps"]) == (arm, steps)]
-        frechet = [row["frechet"] for row in own if row["frechet"] is not None]
-        spread = {**interval(frechet)._asdict(), "least": min(frechet), "greatest": max(frechet)} if frechet else None
+        frechet = [row["frechet"] for row in own]
         found.append(
             {
                 "arm": arm,
@@ -151,7 +144,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "evaluations": own[0]["evaluations"],
                 "images": own[0]["images"],
                 "repeats": len(own),
-                "frechet": spread,
+                "frechet": {**interval(frechet)._asdict(), "least": min(frechet), "greatest": max(frechet)},
                 "error": own[0]["error"],
                 "curvature": [row["curvature"]["median"] for row in own],
             }

@@ -41,7 +41,7 @@ def _at(values: Mapping[int, Any], steps: Sequence[int]) -> list[Any]:
 
 
 def frechet(results: Results) -> str:
-    """Over three trainings, at few steps."""
+    """Over three trainings."""
     rows = [row for row in results["summary"] if row["repeats"] > 1]
     steps = sorted({row["steps"] for row in rows if row["arm"] == "diffusion, ancestral"})
     found = {(row["arm"], row["steps"]): row["frechet"] for row in rows}
@@ -57,7 +57,7 @@ def long(results: Results) -> str:
     rows = [row for row in results["rows"] if row["seed"] == 0 and row["arm"] in LAWS]
     steps = sorted({row["steps"] for row in rows if row["arm"] == "diffusion, DDIM"})
     found = {(row["arm"], row["steps"]): row["frechet"] for row in rows}
-    lines = [[arm, *("" if found[arm, n] is None else f"{found[arm, n]:.2f}" for n in steps)] for arm in LAWS]
+    lines = [[arm, *(f"{found[arm, n]:.2f}" for n in steps)] for arm in LAWS]
     return table(["sampler", *(f"N = {n}" for n in steps)], lines)
 
 
