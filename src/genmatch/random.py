@@ -200,7 +200,7 @@ class Draws:
         self.seed, self.samples, self.first_index = seed, samples, first_index
         self.step, self.stream = step, stream
         self.device = torch.device("cpu" if device is None else device)
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
 
     def at(self, step: int) -> Draws:
         """The draws of another step, same samples and stream."""
@@ -209,7 +209,7 @@ class Draws:
             raise ValueError(f"step must be in [0, 2**32), got {step}")
         return self._with(step, self.stream, None)
 
-    def _with(self, step: int, stream: int, ahead: _Ahead | None) -> Draws:
+    def _with(self, step: int, stream: int, ahead: Ahead | None) -> Draws:
         draws = object.__new__(Draws)  # the checks of __init__ cost more than a small step of a solver
         draws.seed, draws.samples, draws.first_index, draws.device = (
             self.seed,
@@ -237,8 +237,12 @@ class Draws:
         _check_integer("count", count)
         if not 0 <= count <= 2**32:
             raise ValueError(f"count must be in [0, 2**32], got {count}")
-        ahead = _Ahead(count)
+        ahead = Ahead(count)
         return [self._with(i, self.stream, ahead) for i in range(count)]
+
+    def made(self, ahead: Ahead) -> Draws:
+        """The same draws, whose numbers are made together with those of the coming steps of a loop."""
+        return self._with(self.step, self.stream, ahead)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals of ``shape`` ``(B, *S)`` (Box-Muller on pairs of 32-bit uniforms; ``|z| <= 6.67``)."""
@@ -307,8 +311,11 @@ class Draws:
         )
 
 
-class _Ahead:
-    """The numbers of the coming steps, made in one call: a memo of a pure function, shared by the steps of one loop."""
+class Ahead:
+    """The numbers of the coming steps, made in one call: a memo of a pure function, shared by the steps of one loop.
+
+    Of steps below ``count``, and of no more at once than a small state has.
+    """
 
     __slots__ = ("_memo", "count")
 
@@ -317,7 +324,7 @@ class _Ahead:
         self._memo: dict[tuple, tuple[int, list[Tensor | None]]] = {}
 
     def take(self, draws: Draws, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
-        key = (draws.stream, shape, dtype, transform)
+        key = (draws.seed, draws.first_index, draws.stream, shape, dtype, transform)
         first, numbers = self._memo.get(key, (0, []))
         if not first <= draws.step < first + len(numbers):
             first = draws.step

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import genmatch as gm
-from genmatch.random import Draws, _normal, _uniform, philox
+from genmatch.random import Ahead, Draws, _normal, _uniform, philox
 
 WORD = st.integers(0, 2**32 - 1)
 SHAPES = [(4,), (4, 1), (4, 3), (4, 2, 5), (4, 0), (4, 1, 7, 3)]
@@ -231,6 +231,16 @@ def test_steps_in_any_order():
     steps = base.steps(12)
     for i in (7, 3, 11, 0, 3, 4):
         assert torch.equal(steps[i].uniform((2, 3)), base.at(i).uniform((2, 3)))
+
+
+def test_loops_over_parts_of_a_batch_share_a_look_ahead():
+    ahead, shape = Ahead(5), (2, 3)
+    for step in range(5):
+        for first in (0, 2):
+            for seed in (8, 9):
+                draws = Draws(seed, 2, first_index=first, step=step)
+                assert torch.equal(draws.made(ahead).fork(1).normal(shape), draws.fork(1).normal(shape))
+                assert torch.equal(draws.made(ahead).uniform(shape), draws.uniform(shape))
 
 
 def test_numbers_changed_in_place_are_not_what_the_next_asker_gets():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -49,6 +50,43 @@ def test_derivatives_are_those_of_the_values(schedule: Schedule):
         assert bool(((slope - difference).abs() < scale).all())
         wrong = slope + 1e-3 * (1 + slope.abs())
         assert not bool(((wrong - difference).abs() < scale).any())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_written_derivatives_are_those_of_the_forward_pass(schedule: Schedule, dtype: torch.dtype):
+    t = inner_times(schedule).to(dtype)
+    written, passed = schedule.derivatives(t), Schedule.derivatives(schedule, t)
+    for own, other in zip(written, passed, strict=True):
+        assert (own.dtype, own.shape) == (dtype, t.shape)
+        torch.testing.assert_close(own, other, rtol=64 * torch.finfo(dtype).eps, atol=64 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not math.isfinite(s.at(T1).sigma_dot)], ids=name)
+def test_infinite_derivatives_are_infinite_with_their_sign(schedule: Schedule):
+    assert schedule.at(T1).sigma_dot == -math.inf
+
+
+def test_a_chain_first_asked_within_a_transform_can_be_copied():
+    t = torch.tensor([0.25])
+    chain = DDPM([0.1] * 10)
+    torch.func.jvp(chain, (t,), (torch.ones(1),))
+    again = pickle.loads(pickle.dumps(copy.deepcopy(chain)))
+    assert torch.equal(torch.stack(again(t)), torch.stack(DDPM([0.1] * 10)(t)))
+
+
+def test_derivatives_written_for_other_values_are_not_inherited():
+    class Slower(CondOT):
+        def __call__(self, t):
+            return t**2, 1 - t**2
+
+    class Renamed(CondOT):
+        pass
+
+    t = torch.tensor([0.25], dtype=F64)
+    assert Slower().at(t).alpha_dot.item() == 0.5
+    assert Slower().at(t).sigma_dot.item() == -0.5
+    assert Renamed.derivatives is CondOT.derivatives
 
 
 @pytest.mark.parametrize(

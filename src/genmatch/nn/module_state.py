@@ -28,8 +28,10 @@ def module_state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor
     for name, parameter in module.named_parameters():
         averages = parameter.is_floating_point() or parameter.is_complex()
         (averaged if averages else copied)[plain_name(name)] = parameter
-    stored = module.state_dict(keep_vars=True)
-    copied |= {plain_name(name): buffer for name, buffer in module.named_buffers() if name in stored}
+    buffers = dict(module.named_buffers())
+    if buffers:  # else the walk that tells the persistent ones is for nothing, at every step of a training
+        stored = module.state_dict(keep_vars=True)
+        copied |= {plain_name(name): buffer for name, buffer in buffers.items() if name in stored}
     return averaged, copied
 
 

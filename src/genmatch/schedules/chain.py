@@ -89,6 +89,11 @@ class DDPM(Schedule):
 
     def _table(self, t: Tensor) -> Tensor:
         where = (t.device, t.dtype)
-        if where not in self._tables:  # type: ignore[attr-defined]
-            self._tables[where] = self._log_snr.to(*where)  # type: ignore[attr-defined]
-        return self._tables[where]  # type: ignore[attr-defined]
+        tables: dict[tuple[torch.device, torch.dtype], Tensor] = self._tables  # type: ignore[attr-defined]
+        table = tables.get(where)
+        if table is None:
+            table = self._log_snr.to(*where)  # type: ignore[attr-defined]
+            # One made within a transform or a fake mode is of no use outside it, and cannot be copied.
+            if type(table) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(table):  # type: ignore[attr-defined]
+                tables[where] = table
+        return table

@@ -36,6 +36,9 @@ class CondOT(Schedule):
         # A product with a number costs ten times as much where it is differentiated.
         return t, torch.lerp(t.new_ones(()), t.new_full((), self.sigma_min), t)
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.full_like(t, self.sigma_min - 1)
+
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
@@ -57,6 +60,10 @@ class Polynomial(Schedule):
         alpha = t**self.n
         return alpha, rest(alpha)
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_dot = self.n * t ** (self.n - 1)
+        return alpha_dot, -alpha_dot
+
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
@@ -68,6 +75,10 @@ class Cosine(Schedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # sin(pi (1 - t) / 2) is exactly 0 at t = 1, where cos(pi t / 2) would leave 6e-17.
         return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * rest(t))
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self(t)
+        return math.pi / 2 * sigma, -math.pi / 2 * alpha
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class VP(Schedule):
         total = self.beta_min * r + (self.beta_max - self.beta_min) / 2 * r**2
         return torch.exp(-total / 2), torch.sqrt(-torch.expm1(-total))
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self(t)
+        half = (self.beta_min + (self.beta_max - self.beta_min) * rest(t)) / 2  # of the rate
+        return half * alpha, -half * alpha**2 / sigma
+
 
 @dataclass(frozen=True)
 class VE(Schedule):
@@ -114,6 +130,9 @@ class VE(Schedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = torch.exp(math.log(self.sigma_max) + t * math.log(self.sigma_min / self.sigma_max))
         return torch.ones_like(t), sigma
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), math.log(self.sigma_min / self.sigma_max) * self(t)[1]
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,10 @@ class EDM(Schedule):
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return torch.ones_like(t), (high + t * (low - high)) ** self.rho
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return torch.zeros_like(t), self.rho * (low - high) * (high + t * (low - high)) ** (self.rho - 1)
 
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:

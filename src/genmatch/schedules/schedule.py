@@ -29,8 +29,8 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
 class Schedule(ABC):
     r"""A map from time to :math:`(\alpha_t, \sigma_t)`, with t = 0 noise and t = 1 data.
 
-    A subclass writes :meth:`__call__` with torch operations on a tensor of any shape. Signal must grow against noise:
-    :math:`\alpha_t/\sigma_t` strictly increases.
+    A subclass writes :meth:`__call__` with torch operations on a tensor of any shape, and may write
+    :meth:`derivatives`. Signal must grow against noise: :math:`\alpha_t/\sigma_t` strictly increases.
 
     Examples
     --------
@@ -42,14 +42,27 @@ class Schedule(ABC):
     1.0
     """
 
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls) and "derivatives" not in vars(cls):
+            cls.derivatives = Schedule.derivatives  # those written for the values of a base class are not of these
+
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`(\alpha_t, \sigma_t)` at times ``t`` in [0, 1], each of the shape of ``t``."""
 
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`(\dot\alpha_t, \dot\sigma_t)` at times ``t``, each of their shape.
+
+        By one forward-mode pass through :meth:`__call__`, which costs as much as a small network: a subclass that has a
+        closed form writes it here. One that writes :meth:`__call__` alone does not inherit a closed form.
+        """
+        return torch.func.jvp(self, (t,), (torch.ones_like(t),))[1]
+
     def at(self, t: Tensor) -> Instant:
-        r"""Values at ``t`` (any shape, floating), and on demand time derivatives, by one forward-mode pass."""
+        r"""Values at ``t`` (any shape, floating), and on demand their :meth:`derivatives`."""
         alpha, sigma = self(t)
-        return Instant(t, alpha, sigma, derive=lambda: torch.func.jvp(self, (t,), (torch.ones_like(t),))[1])
+        return Instant(t, alpha, sigma, derive=lambda: self.derivatives(t))
 
     def log_snr(self, t: Tensor) -> Tensor:
         r"""Log signal-to-noise ratio :math:`\log(\alpha_t^2/\sigma_t^2)`; infinite where :math:`\sigma_t = 0`."""

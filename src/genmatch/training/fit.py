@@ -191,7 +191,9 @@ def fit(
     )
     if loss is None:
         loss = matching_loss
-    objective = Objective(model, loss, seed=seed, device=place, autocast=precision, compiled=compile == "step")
+    objective = Objective(
+        model, loss, seed=seed, device=place, autocast=precision, compiled=compile == "step", steps=steps
+    )
     chosen = choose_optimizer(model, optimizer, lr)
     rate = LearningRate(chosen, steps, warmup, schedule)
     average = _average(ema, model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..losses import Task, compare, corrupt, draw_pair, draw_task, matching_loss
 from ..predict import Predictor
-from ..random import Draws
+from ..random import Ahead, Draws
 from .batches import Batch
 
 __all__ = ["Objective"]
@@ -39,6 +39,7 @@ class Objective:
         device: torch.device,
         autocast: torch.dtype | None,
         compiled: bool,
+        steps: int,
     ) -> None:
         self.model, self.loss, self.seed, self.device, self.autocast = model, loss, seed, device, autocast
         options = _matching_options(loss)
@@ -52,16 +53,18 @@ class Objective:
         path: Any = model.path if matches else None
         self.pairs_ahead = matches and not given and path.coupling.costly
         self._graph = _Graph(model, options or {}) if compiled else None
+        self._ahead, self._ahead_of_pairs = Ahead(steps), Ahead(steps)  # pairs may be made on a thread of their own
 
     def pair(self, batch: Batch, step: int) -> Batch:
         """The batch with its source samples drawn and paired: the same as the loss would, from the same draws."""
         with self._precision():
             x1, condition = batch.read()
-            return batch._replace(pair=draw_pair(self.model, x1, None, condition, self._draws(batch, step)))  # pyright: ignore[reportArgumentType]
+            draws = self._draws(batch, step).made(self._ahead_of_pairs)
+            return batch._replace(pair=draw_pair(self.model, x1, None, condition, draws))  # pyright: ignore[reportArgumentType]
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """The loss of a batch, a scalar that the parameters can be differentiated from."""
-        given: dict[str, Any] = {"draws": self._draws(batch, step)}
+        given: dict[str, Any] = {"draws": self._draws(batch, step).made(self._ahead)}
         with self._precision():
             if batch.pair is None:
                 x1, given["condition"] = batch.read()
