@@ -127,7 +127,7 @@ ABLATION = Plan(
         _ours("logit-normal times", time="logit-normal"),
         _ours("transformer, patches of 4", network="dit", width=128, blocks=6),
     ),
-    seeds=(0,),
+    seeds=(0, 1, 2),
     seconds=40.0,
 )
 

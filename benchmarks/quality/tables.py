@@ -130,14 +130,20 @@ def _ratio(values: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _ablation(records: Sequence[Record]) -> str:
-    base = next(iter(records[0]["frechet"].values()))[0]
-    rows = []
+    def distances(record: Record) -> Mapping[int, float]:
+        """Of each seed."""
+        return dict(zip(record["seeds"], next(iter(record["frechet"].values())), strict=True))
+
+    base, rows = distances(records[0]), []
     for record in records:
-        value = next(iter(record["frechet"].values()))[0]
-        effect = "" if record is records[0] else f"{value / base:.2f}"
-        rows.append([record["name"], _count(record["steps"]), _count(record["images"]), _number(value), effect])
-    title = f"### Each choice undone, {records[0]['seconds']:g} s of training, one seed\n"
-    return "\n".join([title, _table(["recipe", "steps", "images", "distance", "times the first row"], rows)])
+        own = distances(record)
+        effect = "" if record is records[0] else _mean([own[seed] / base[seed] for seed in own if seed in base])
+        images = [_count(record[key]) for key in ("steps", "images")]
+        rows.append([record["name"], *images, _mean(list(own.values())), effect])
+    count = len(base)
+    title = f"### Each choice undone, {records[0]['seconds']:g} s of training, {count} seed{'s' if count > 1 else ''}\n"
+    head = ["recipe", "steps", "images", "distance", "times the first row, seed by seed"]
+    return "\n".join([title, _table(head, rows)])
 
 
 def _search(records: Sequence[Record]) -> str:
