@@ -297,6 +297,15 @@ def test_the_verdict_is_the_ratio_of_the_means(own: list[float], verdict: str) -
     assert "0.045 for 2000 test images" in text
 
 
+def test_the_ablation_is_compared_seed_by_seed() -> None:
+    records = [_record("the recipe", [1.0, 2.0, 4.0]), _record("worse", [2.0, 3.0, 4.0]), _record("one", [3.0])]
+    text = tables.markdown({"plans": {"ablation": records}})
+    assert "3 seeds" in text
+    assert "| the recipe | 10 | 320 | 2.33 (1.00 to 4.00) |  |" in text
+    assert "| worse | 10 | 320 | 3.00 (2.00 to 4.00) | 1.50 (1.00 to 2.00) |" in text
+    assert "| one | 10 | 320 | 3.00 | 3.00 |" in text
+
+
 def test_tables_replace_what_stands_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")

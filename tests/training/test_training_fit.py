@@ -261,6 +261,34 @@ def test_compile_compiles_the_network(monkeypatch):
     assert len(compiled) == 2
 
 
+def test_compile_leaves_a_compiled_network_alone():
+    runs = []
+
+    def backend(graph, inputs):
+        def run_graph(*args):
+            runs.append(graph)
+            return graph(*args)
+
+        return run_graph
+
+    def loss(model, *args, **kwargs):
+        return flow_loss(model.network, *args, **kwargs)
+
+    eager = nn.Module()
+    eager.network = plain()
+    run(eager, loss=loss)
+    in_place = plain()
+    in_place.compile(backend=backend)
+    for compiled in (torch.compile(plain(), backend=backend), in_place):
+        runs.clear()
+        model = nn.Module()
+        model.network = compiled
+        run(model, loss=loss, compile=True)
+        assert len(runs) == 6  # steps, by the backend of the user and not the default one
+        for own, other in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
 @pytest.mark.slow
 def test_compiled_training_is_training():
     eager, compiled = plain(), plain()

@@ -111,9 +111,9 @@ def fit(
     channels_last
         Images and convolutions in that memory layout.
     compile
-        ``"network"`` or ``True`` compiles ``model.network`` in place (the model itself if it has none). ``"step"``
-        compiles corruption, network and loss as one graph, for :func:`genmatch.matching_loss`, with
-        ``functools.partial`` or without. The draws stay outside the graph.
+        ``"network"`` or ``True`` compiles ``model.network`` in place (the model itself if it has none), unless it is
+        compiled already. ``"step"`` compiles corruption, network and loss as one graph, for
+        :func:`genmatch.matching_loss`, with ``functools.partial`` or without. The draws stay outside the graph.
     prefetch
         Pair source and data of the next step on a thread while this one runs, if the path's coupling says that it is
         ``costly``, as optimal transport is, and the loss is :func:`genmatch.matching_loss`. The run is the same bit for

@@ -57,8 +57,7 @@ def run(
         if saved is not None:
             _restore(trainer, fit, saved, settings, cadence.steps)
         if compile_network:
-            network = getattr(trainer.model, "network", trainer.model)
-            network.compile()
+            _compile(getattr(trainer.model, "network", trainer.model))
         table = None if log is None else Log(log, fit.step)
         if table is not None:
             stack.callback(table.close)
@@ -72,6 +71,12 @@ def run(
             stack.enter_context(interrupt)
         _loop(trainer, cadence, settings, store, fit, report, interrupt, callback)
     return fit
+
+
+def _compile(network: Any) -> None:
+    """Compile a network in place, unless its user has: with a backend and options of their own, perhaps."""
+    if network._compiled_call_impl is None and not hasattr(network, "_orig_mod"):
+        network.compile()
 
 
 def _restore(trainer: Trainer, fit: Fit, saved: Saved, settings: dict[str, Any], steps: int) -> None:
