@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .._interleave import RESULTS, save, versions
+from .pages import fill
 from .scale import ROOT, SIZES, Scale
 
 __all__ = ["STUDIES", "main"]
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Scale.data, help="folder of mnist and cifar10")
     parser.add_argument("--out", type=Path, default=RESULTS / "papers", help="folder of the results")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs/_static/papers", help="folder of the figures")
+    parser.add_argument("--pages", type=Path, default=None, help="write the tables into the pages of this folder")
     parser.add_argument("--cache", type=Path, default=Scale.cache, help="folder of trained weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             save(name, {**about, **found}, args.out)
         draw(study, args.out / f"{name}.json", args.figures)
+        if args.pages is not None:
+            tables = importlib.import_module(f"{__package__}.{name}_tables").TABLES
+            results = json.loads((args.out / f"{name}.json").read_text())
+            fill(args.pages / f"{name}.md", {title: table(results) for title, table in tables.items()})
         if not args.quiet:
             print(f"{name}: {args.out / name}.json")
 
