@@ -79,7 +79,7 @@ def run(images: Images, scale: Scale) -> dict[str, Any]:
     """Distances of all arms, on each grid and number of steps, and their order."""
     found, search = {}, {}
     for kind in ("flow", "jump", "joint"):
-        found[kind], search[kind] = digits(images, scale, kind)
+        found[kind], search[kind] = digits(images, scale, kind, longer=4)
     processes = arms(*([t.model for t in found[kind]] for kind in ("flow", "jump", "joint")))
     count, steps = scale.pick(20, 300, 10000), scale.pick((8,), (12, 24, 72), (12, 24, 48, 96, 192, 384))
     points = []
