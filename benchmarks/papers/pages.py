@@ -20,8 +20,9 @@ def fill(page: Path, tables: Mapping[str, str]) -> None:
         If the page has not one such place for every table, or one for a table that there is not.
     """
     text = page.read_text(encoding="utf-8")
-    places = re.findall(r"<!-- table (.+?) -->", text)
-    if sorted(places) != sorted(tables) or text.count(END) != len(places):
+    marks = re.findall(rf"<!-- table (.+?) -->|{END}", text)  # an end is ""
+    places = marks[::2]
+    if any(marks[1::2]) or len(marks) % 2 or sorted(places) != sorted(tables):
         raise ValueError(
             f"{page} has places for the tables {sorted(places)}, and needs one for each of {sorted(tables)}: "
             f"the lines '<!-- table NAME -->' and '{END}'"

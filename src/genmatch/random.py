@@ -38,6 +38,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _PIECE = 1 << 14  # counters that NumPy works on at once
+_KEPT = 32  # purposes and shapes of which a loop has the coming numbers at hand
 _LOOKAHEAD = 1 << 15  # numbers drawn at once for the coming steps: small states pay one call for many steps
 
 
@@ -272,10 +273,11 @@ class Draws:
 
     def _make(self, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
         self._check_batch(shape)
-        # A compiled step would guard on the memo: there the numbers are made in its graph.
-        if self._ahead is None or transform not in (_normal, _uniform) or torch.compiler.is_compiling():
+        # A compiled step would guard on the memo: there the numbers are made in its graph. A fake mode would fill it.
+        looks = self._ahead is not None and transform in (_normal, _uniform)
+        if not looks or torch.compiler.is_compiling() or not _numbers_are_real():
             return transform(self._philox(shape, (self.step,)), (1, *shape), dtype)[0]
-        return self._ahead.take(self, shape, dtype, transform)
+        return self._ahead.take(self, shape, dtype, transform)  # type: ignore[union-attr]
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
         if not shape or shape[0] != self.samples:
@@ -304,6 +306,10 @@ class Draws:
         )
         return philox(counter, key)
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """Without the numbers at hand, which are made again."""
+        return None, {name: None if name == "_ahead" else getattr(self, name) for name in self.__slots__}
+
     def __repr__(self) -> str:
         return (
             f"Draws(seed={self.seed}, samples={self.samples}, first_index={self.first_index}, step={self.step}, "
@@ -314,29 +320,30 @@ class Draws:
 class Ahead:
     """The numbers of the coming steps, made in one call: a memo of a pure function, shared by the steps of one loop.
 
-    Of steps below ``count``, and of no more at once than a small state has.
+    Of steps below ``count``, where a step asks for what the step before it did, and of no more at once than a small
+    state has. What is handed out is the asker's own: a copy costs less than a number.
     """
 
     __slots__ = ("_memo", "count")
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._memo: dict[tuple, tuple[int, list[Tensor | None]]] = {}
+        self._memo: dict[tuple, tuple[int, Tensor]] = {}
 
     def take(self, draws: Draws, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
-        key = (draws.seed, draws.first_index, draws.stream, shape, dtype, transform)
-        first, numbers = self._memo.get(key, (0, []))
-        if not first <= draws.step < first + len(numbers):
-            first = draws.step
-            size = max(1, math.prod(shape))
-            steps = max(1, min(self.count - first, _LOOKAHEAD // size))
-            words = draws._philox(shape, range(first, first + steps))
-            numbers = list(transform(words, (steps, *shape), dtype).unbind(0))
-            self._memo[key] = (first, numbers)
-        taken, numbers[draws.step - first] = numbers[draws.step - first], None
-        if taken is None:  # handed out before, and perhaps changed in place since: made anew
-            return transform(draws._philox(shape, (draws.step,)), (1, *shape), dtype)[0]
-        return taken
+        key = (draws.seed, draws.first_index, draws.stream, draws.device, shape, dtype, transform)
+        first, numbers = self._memo.pop(key, (draws.step, None))
+        if numbers is None or not first <= draws.step < first + len(numbers):
+            follows = numbers is not None and draws.step == first + len(numbers)
+            first, steps = draws.step, 1
+            if follows:
+                steps = max(1, min(self.count - first, _LOOKAHEAD // max(1, math.prod(shape))))
+            numbers = transform(draws._philox(shape, range(first, first + steps)), (steps, *shape), dtype)
+        if not torch._C._functorch.is_functorch_wrapped_tensor(numbers):  # type: ignore[attr-defined]
+            self._memo[key] = first, numbers
+            if len(self._memo) > _KEPT:  # the one that was not asked for longest
+                del self._memo[next(iter(self._memo))]
+        return numbers[draws.step - first].clone()
 
 
 def fusible(x: Tensor, draws: object) -> bool:
@@ -356,9 +363,13 @@ def _check_integer(name: str, value: object) -> None:
 
 
 def _host_is_quicker(count: int) -> bool:
-    """Whether NumPy should make so many words: it has one thread. Within a fake mode it would make real ones."""
-    few = count <= 2 * _PIECE or torch.get_num_threads() <= 2
-    return few and type(torch.empty(0)) is Tensor
+    """Whether NumPy should make so many words: it has one thread, and would make real ones within a fake mode."""
+    return (count <= 2 * _PIECE or torch.get_num_threads() <= 2) and _numbers_are_real()
+
+
+def _numbers_are_real() -> bool:
+    """Whether a tensor made here has numbers: not within a fake mode."""
+    return type(torch.empty(0)) is Tensor
 
 
 def _steps(steps: Sequence[int], device: torch.device) -> Tensor:

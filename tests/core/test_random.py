@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import genmatch as gm
-from genmatch.random import Ahead, Draws, _normal, _uniform, philox
+from genmatch.random import _KEPT, Ahead, Draws, _normal, _uniform, philox
 
 WORD = st.integers(0, 2**32 - 1)
 SHAPES = [(4,), (4, 1), (4, 3), (4, 2, 5), (4, 0), (4, 1, 7, 3)]
@@ -234,13 +236,77 @@ def test_steps_in_any_order():
 
 
 def test_loops_over_parts_of_a_batch_share_a_look_ahead():
-    ahead, shape = Ahead(5), (2, 3)
-    for step in range(5):
+    ahead, shape = Ahead(6), (2, 3)
+    for step in range(6):
         for first in (0, 2):
             for seed in (8, 9):
                 draws = Draws(seed, 2, first_index=first, step=step)
                 assert torch.equal(draws.made(ahead).fork(1).normal(shape), draws.fork(1).normal(shape))
                 assert torch.equal(draws.made(ahead).uniform(shape), draws.uniform(shape))
+    # What was asked once at each step, so that the numbers at hand are those of another asker.
+    ahead = Ahead(6)
+    for step, (seed, first) in enumerate(((8, 0), (8, 0), (9, 0), (8, 2), (8, 0), (9, 2))):
+        draws = Draws(seed, 2, first_index=first, step=step)
+        assert torch.equal(draws.made(ahead).normal(shape), draws.normal(shape))
+
+
+def test_numbers_ahead_are_made_in_one_call_for_those_who_ask_at_every_step(monkeypatch: pytest.MonkeyPatch):
+    made, whole = [], Draws._philox
+    monkeypatch.setattr(
+        Draws, "_philox", lambda self, shape, steps: made.append(len(steps)) or whole(self, shape, steps)
+    )
+    ahead = Ahead(100)
+    for step in range(100):
+        Draws(0, 4, step=step).made(ahead).normal((4, 3))
+    assert made == [1, 99]
+    made.clear()
+    for step in range(100):  # another length at every step: nothing is made that nobody asks for
+        Draws(0, 4, step=step).made(ahead).normal((4, 3 + step))
+    assert made == [1] * 100
+    assert len(ahead._memo) == _KEPT
+
+
+def test_numbers_ahead_are_the_askers_own():
+    ahead, weight = Ahead(9), torch.ones(3, requires_grad=True)
+    base, kept = Draws(8, 2), []
+    for step in range(4):
+        noise = base.at(step).made(ahead).normal((2, 3))
+        loss = (noise * weight).sum()
+        kept.append((loss, noise.clone()))
+        later = base.at(step + 1).made(ahead).normal((2, 3))
+        later += weight  # in place, with a gradient
+        later.detach().mul_(2)
+        assert later.untyped_storage().nbytes() == 24
+    for loss, noise in kept:
+        (gradient,) = torch.autograd.grad(loss, weight)
+        assert torch.equal(gradient, noise.sum(0))
+
+
+def test_numbers_ahead_know_modes_and_transforms():
+    ahead, base, shape = Ahead(9), Draws(8, 2), (2, 3)
+    for step, mode in enumerate([torch.inference_mode, FakeTensorMode, torch.no_grad] * 2):
+        with mode():
+            base.at(step).made(ahead).normal(shape)
+        weight = torch.ones(3, requires_grad=True)
+        noise = base.at(step).made(ahead).normal(shape)
+        (weight * noise).sum().backward()
+        assert torch.equal(weight.grad, base.at(step).normal(shape).sum(0))
+    for step in (6, 7, 8):
+        torch.func.jvp(
+            lambda x, step=step: x + base.at(step).made(ahead).normal(shape), (torch.ones(shape),), (torch.ones(shape),)
+        )
+        noise = base.at(step).made(ahead).normal(shape)
+        assert torch.equal(copy.deepcopy(noise), base.at(step).normal(shape))
+
+
+def test_draws_are_copied_without_the_numbers_at_hand():
+    ahead, draws = Ahead(9), Draws(8, 2, step=3, first_index=5, stream=2)
+    for step in range(3):
+        draws.at(step).made(ahead).normal((2, 300))
+    for again in (pickle.loads(pickle.dumps(draws.made(ahead))), copy.deepcopy(draws.made(ahead))):
+        assert repr(again) == repr(draws)
+        assert torch.equal(again.normal((2, 3)), draws.normal((2, 3)))
+    assert len(pickle.dumps(draws.made(ahead))) < 1000
 
 
 def test_numbers_changed_in_place_are_not_what_the_next_asker_gets():

@@ -11,6 +11,7 @@ import torch
 from closed_forms import F64, SCHEDULES, name, subclasses
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genmatch.schedules import DDPM, EDM, VE, VP, CondOT, Cosine, Instant, Polynomial, Schedule, Shifted, ZeroTerminal
 
@@ -87,6 +88,36 @@ def test_derivatives_written_for_other_values_are_not_inherited():
     assert Slower().at(t).alpha_dot.item() == 0.5
     assert Slower().at(t).sigma_dot.item() == -0.5
     assert Renamed.derivatives is CondOT.derivatives
+
+    class Mixin:
+        def __call__(self, t):
+            return t**2, 1 - t**2
+
+    class Mixed(Mixin, CondOT):
+        pass
+
+    class Further(Mixed):
+        pass
+
+    for cls in (Mixed, Further):
+        assert cls().at(t).alpha_dot.item() == 0.5
+
+
+@pytest.mark.parametrize("cls", [CondOT, Polynomial, Cosine, VP, VE, EDM])
+def test_formulas_have_closed_derivatives(cls: type[Schedule]):
+    assert cls.derivatives is not Schedule.derivatives
+
+
+def test_a_chain_first_asked_in_a_graph_or_a_fake_mode():
+    torch._dynamo.reset()
+    t, chain = torch.tensor([0.25]), DDPM([0.1] * 10)
+    expected = torch.stack(DDPM([0.1] * 10)(t))
+    compiled = torch.compile(lambda t: torch.stack(chain(t)), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(t), expected)
+    fresh = DDPM([0.1] * 10)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fresh(mode.from_tensor(t))
+    assert torch.equal(torch.stack(fresh(t)), expected)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,10 @@ def test_tables_go_into_their_places_and_the_rest_stays(tmp_path: Path):
         (PAGE, {"one": "| a |", "two": "| b |", "three": "| c |"}),
         (PAGE + PAGE, {"one": "| a |", "two": "| b |"}),
         (PAGE.replace("<!-- end of table -->", "", 1), {"one": "| a |", "two": "| b |"}),
+        (PAGE.replace("<!-- end of table -->", "", 1) + "<!-- end of table -->", {"one": "| a |", "two": "| b |"}),
+        ("<!-- end of table -->" + PAGE, {"one": "| a |", "two": "| b |"}),
     ],
-    ids=["a place too many", "a table too many", "places twice", "a place without an end"],
+    ids=["a place too many", "a table too many", "places twice", "a place without an end", "two ends", "an end first"],
 )
 def test_a_page_with_other_places_is_refused(text: str, tables: dict[str, str], tmp_path: Path):
     page = tmp_path / "page.md"

@@ -285,6 +285,7 @@ def test_compile_leaves_a_compiled_network_alone():
         model.network = compiled
         run(model, loss=loss, compile=True)
         assert len(runs) == 6  # steps, by the backend of the user and not the default one
+        assert (compiled._compiled_call_impl is None) == (compiled is not in_place)  # and nothing around it
         for own, other in zip(compiled.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(own, other)
 

@@ -93,7 +93,9 @@ class DDPM(Schedule):
         table = tables.get(where)
         if table is None:
             table = self._log_snr.to(*where)  # type: ignore[attr-defined]
-            # One made within a transform or a fake mode is of no use outside it, and cannot be copied.
+            # One made within a graph, a transform or a fake mode is of no use outside it, and cannot be copied.
+            if torch.compiler.is_compiling():
+                return table
             if type(table) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(table):  # type: ignore[attr-defined]
                 tables[where] = table
         return table

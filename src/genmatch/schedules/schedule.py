@@ -44,8 +44,11 @@ class Schedule(ABC):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        if "__call__" in vars(cls) and "derivatives" not in vars(cls):
-            cls.derivatives = Schedule.derivatives  # those written for the values of a base class are not of these
+        owners = [
+            next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in ("__call__", "derivatives")
+        ]
+        if owners[0] < owners[1]:  # derivatives that a base wrote for its own values are not those of these
+            cls.derivatives = Schedule.derivatives
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
