@@ -27,6 +27,17 @@ def test_a_drift_moves_by_itself():
     assert PLANE.move(x, Triplet(), 0.25, Draws(3, 5)) is x
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+def test_states_are_finite_where_every_value_is(dtype: torch.dtype):
+    largest = torch.finfo(dtype).max
+    for values in ([], [0.0], [1.0, -2.0], [largest, largest], [largest] * 100 + [-largest] * 100):
+        PLANE.check(torch.tensor(values, dtype=dtype).reshape(-1, 1))
+    for values in ([math.nan], [math.inf], [math.inf, -math.inf], [largest, largest, -math.inf], [1.0, math.nan]):
+        bad = sum(not math.isfinite(v) for v in values)
+        with pytest.raises(ValueError, match=f"{bad} non-finite values of {len(values)}"):
+            PLANE.check(torch.tensor(values, dtype=dtype).reshape(-1, 1))
+
+
 @pytest.mark.parametrize("kind", ["host", "0-d", "per sample", "full"])
 def test_noise_has_the_variance_times_the_time(kind: str):
     n, h = 30_000, 0.3

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..generators import Operator
 from ..random import Draws
 from ..spaces import Product, Space
-from ..spaces.states import State, each
+from ..spaces.states import State, all_finite, each
 from .field import Field
 from .report import Report, read_report
 from .solver import Solver
@@ -155,7 +155,7 @@ def check_finite(space: Space, state: State, when: str) -> None:
 
 
 def _check_part(x: Tensor, when: str) -> None:
-    if x.is_floating_point() and not bool(x.isfinite().all()):
+    if x.is_floating_point() and not all_finite(x):
         bad = int((~x.isfinite().reshape(len(x), -1).all(1)).sum())
         raise FloatingPointError(
             f"{bad} of {len(x)} states are not finite {when}: the network's output is not finite, "

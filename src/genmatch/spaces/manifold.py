@@ -41,6 +41,7 @@ from ..schedules import Number
 from ..triplet import Triplet
 from .space import BROWNIAN, Space, root
 from .squares import length
+from .states import all_finite
 
 __all__ = ["Manifold"]
 
@@ -228,7 +229,7 @@ class Manifold(Space, ABC):
 
 def _check_finite(x: Tensor, why: str) -> None:
     """Raise if a value is NaN or infinite; on a CPU, where a look costs nothing, and outside compiled graphs."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not all_finite(x):
         bad = int((~x.isfinite()).sum())
         raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: {why}")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..random import AREA, BROWNIAN, Draws, fusible, kernels
 from ..schedules import Number
 from ..triplet import Triplet, second_order
-from .states import State
+from .states import State, all_finite
 
 __all__ = ["AREA", "BROWNIAN", "Euclidean", "Space", "Tokens", "check_drift", "check_variance"]
 
@@ -102,7 +102,7 @@ class Euclidean(Space):
             raise TypeError(f"a continuous state must be floating point, got {x.dtype}: call .float() on it{images}")
         if x.ndim < 1:
             raise ValueError("a state has shape (B, *S), got a scalar")
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not all_finite(x):
             bad = int((~x.isfinite()).sum())
             raise ValueError(f"the state has {bad} non-finite values of {x.numel()}: check the data for NaN")
 

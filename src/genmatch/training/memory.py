@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..random import Draws
+from ..spaces.states import all_finite
 from .batches import Batch, Batches, place
 from .files import checksum
 
@@ -37,7 +38,7 @@ class Memory(Batches):
         channels_last: bool,
     ) -> None:
         for name, value in {"x1": x1, **named}.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
+            if value.is_floating_point() and not all_finite(value):
                 raise ValueError(f"{name} has non-finite values: remove those samples before training")
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.device, self.channels_last = device, channels_last
