@@ -274,10 +274,10 @@ class Draws:
     def _make(self, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
         self._check_batch(shape)
         # A compiled step would guard on the memo: there the numbers are made in its graph. A fake mode would fill it.
-        looks = self._ahead is not None and transform in (_normal, _uniform)
-        if not looks or torch.compiler.is_compiling() or not _numbers_are_real():
+        small = 2 * math.prod(shape) <= _LOOKAHEAD and transform in (_normal, _uniform)
+        if self._ahead is None or not small or torch.compiler.is_compiling() or not _numbers_are_real():
             return transform(self._philox(shape, (self.step,)), (1, *shape), dtype)[0]
-        return self._ahead.take(self, shape, dtype, transform)  # type: ignore[union-attr]
+        return self._ahead.take(self, shape, dtype, transform)
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
         if not shape or shape[0] != self.samples:

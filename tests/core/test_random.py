@@ -264,6 +264,11 @@ def test_numbers_ahead_are_made_in_one_call_for_those_who_ask_at_every_step(monk
         Draws(0, 4, step=step).made(ahead).normal((4, 3 + step))
     assert made == [1] * 100
     assert len(ahead._memo) == _KEPT
+    ahead, made[:] = Ahead(100), []
+    for step in range(3):  # of a large state nothing is made ahead, kept or copied
+        Draws(0, 4, step=step).made(ahead).normal((4, 5000))
+    assert made == [1, 1, 1]
+    assert not ahead._memo
 
 
 def test_numbers_ahead_are_the_askers_own():
