@@ -119,7 +119,7 @@ def on_mnist(_: Images, scale: Scale) -> dict[str, Any]:
     """The networks of the comparison of flow and diffusion."""
     images = load("mnist", scale)
     models = {
-        name: [t.model for t in networks.repeats(images, scale, kind)[0][: scale.pick(1, 1, 3)]]
+        name: [t.model for t in networks.repeats(images, scale, kind)[0][: scale.pick(1, 3, 3)]]
         for name, kind in (("velocity", "flow"), ("noise", "diffusion"))
     }
     bits = tuple(f"{b} bits" for b in BITS)
