@@ -36,7 +36,7 @@ class CondOT(Schedule):
         # A product with a number costs ten times as much where it is differentiated.
         return t, torch.lerp(t.new_ones(()), t.new_full((), self.sigma_min), t)
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), torch.full_like(t, self.sigma_min - 1)
 
 
@@ -60,7 +60,7 @@ class Polynomial(Schedule):
         alpha = t**self.n
         return alpha, rest(alpha)
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_dot = self.n * t ** (self.n - 1)
         return alpha_dot, -alpha_dot
 
@@ -76,9 +76,8 @@ class Cosine(Schedule):
         # sin(pi (1 - t) / 2) is exactly 0 at t = 1, where cos(pi t / 2) would leave 6e-17.
         return torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * rest(t))
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self(t)
-        return math.pi / 2 * sigma, -math.pi / 2 * alpha
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return math.pi / 2 * torch.cos(math.pi / 2 * t), -math.pi / 2 * torch.cos(math.pi / 2 * rest(t))
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class VP(Schedule):
         total = self.beta_min * r + (self.beta_max - self.beta_min) / 2 * r**2
         return torch.exp(-total / 2), torch.sqrt(-torch.expm1(-total))
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self(t)
         half = (self.beta_min + (self.beta_max - self.beta_min) * rest(t)) / 2  # of the rate
         return half * alpha, -half * alpha**2 / sigma
@@ -131,7 +130,7 @@ class VE(Schedule):
         sigma = torch.exp(math.log(self.sigma_max) + t * math.log(self.sigma_min / self.sigma_max))
         return torch.ones_like(t), sigma
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), math.log(self.sigma_min / self.sigma_max) * self(t)[1]
 
 
@@ -157,7 +156,7 @@ class EDM(Schedule):
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return torch.ones_like(t), (high + t * (low - high)) ** self.rho
 
-    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def closed_derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return torch.zeros_like(t), self.rho * (low - high) * (high + t * (low - high)) ** (self.rho - 1)
 

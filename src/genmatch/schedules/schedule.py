@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Schedule(ABC):
     r"""A map from time to :math:`(\alpha_t, \sigma_t)`, with t = 0 noise and t = 1 data.
 
     A subclass writes :meth:`__call__` with torch operations on a tensor of any shape, and may write
-    :meth:`derivatives`. Signal must grow against noise: :math:`\alpha_t/\sigma_t` strictly increases.
+    ``closed_derivatives``. Signal must grow against noise: :math:`\alpha_t/\sigma_t` strictly increases.
 
     Examples
     --------
@@ -42,13 +43,15 @@ class Schedule(ABC):
     1.0
     """
 
+    # A function of the times, (alpha_dot, sigma_dot) in closed form, where a subclass has one: it writes a method.
+    closed_derivatives: Any = None
+
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        owners = [
-            next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in ("__call__", "derivatives")
-        ]
-        if owners[0] < owners[1]:  # derivatives that a base wrote for its own values are not those of these
-            cls.derivatives = Schedule.derivatives
+        names = ("__call__", "closed_derivatives")
+        values, slopes = (next(i for i, base in enumerate(cls.__mro__) if name in vars(base)) for name in names)
+        if values < slopes:  # a closed form that a base wrote for its own values is not of these
+            cls.closed_derivatives = None
 
     @abstractmethod
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,9 +60,11 @@ class Schedule(ABC):
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`(\dot\alpha_t, \dot\sigma_t)` at times ``t``, each of their shape.
 
-        By one forward-mode pass through :meth:`__call__`, which costs as much as a small network: a subclass that has a
-        closed form writes it here. One that writes :meth:`__call__` alone does not inherit a closed form.
+        By one forward-mode pass through :meth:`__call__`, which costs as much as a small network, unless a subclass
+        has written a method ``closed_derivatives(t)``. One that writes :meth:`__call__` alone does not inherit it.
         """
+        if self.closed_derivatives is not None:
+            return self.closed_derivatives(t)
         return torch.func.jvp(self, (t,), (torch.ones_like(t),))[1]
 
     def at(self, t: Tensor) -> Instant:
