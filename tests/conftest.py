@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 
 # One thread for each process, set before torch is imported so that child processes inherit it: `make test` runs
 # as many processes as there are cores, and the tensors of the tests are too small to share one among threads.
@@ -15,6 +16,9 @@ import torch
 
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, which is chosen when they are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs; tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 

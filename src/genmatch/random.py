@@ -331,6 +331,7 @@ class Ahead:
         self._memo: dict[tuple, tuple[int, Tensor]] = {}
 
     def take(self, draws: Draws, shape: tuple[int, ...], dtype: torch.dtype, transform) -> Tensor:
+        """What ``transform`` makes of the words of ``draws``, of ``shape`` ``(B, *S)``."""
         key = (draws.seed, draws.first_index, draws.stream, draws.device, shape, dtype, transform)
         first, numbers = self._memo.pop(key, (draws.step, None))
         if numbers is None or not first <= draws.step < first + len(numbers):

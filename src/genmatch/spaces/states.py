@@ -30,7 +30,7 @@ def batch(state: State) -> int:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether all values are finite: their sum tells, at a tenth of the cost, unless it overflows."""
+    """Whether all values are finite: their sum tells, at a fraction of the cost, unless it overflows."""
     x = x.detach()
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
